@@ -1,0 +1,187 @@
+//! A program's TLS identity: its private key, its certificate and the CAs it trusts, as PEM files.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
+
+/// Why an identity cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {path}: {source}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{0} is readable by others; run: chmod 600 {0}")]
+    Exposed(PathBuf),
+    #[error("{path} holds no {what} in PEM form")]
+    Pem { path: PathBuf, what: &'static str },
+    #[error("the certificate {certificate} cannot be used with its key: {source}")]
+    Tls {
+        certificate: PathBuf,
+        source: rustls::Error,
+    },
+    #[error("cannot make a key: {0}")]
+    Key(#[from] rcgen::Error),
+}
+
+/// Where an identity lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct IdentityFiles {
+    /// The CAs that the peer's certificate must descend from.
+    pub ca: PathBuf,
+    /// Our certificate, with its chain.
+    pub cert: PathBuf,
+    /// Our private key, mode 0600.
+    pub key: PathBuf,
+}
+
+/// An identity, read and checked.
+pub struct Identity {
+    pub certificates: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+    pub roots: rustls::RootCertStore,
+    files: IdentityFiles,
+}
+
+impl Identity {
+    /// Reads an identity.
+    ///
+    /// # Errors
+    /// When a file is missing, is not PEM, or is a private key that others may read.
+    pub fn load(files: &IdentityFiles) -> Result<Self, IdentityError> {
+        let key = read_secret(&files.key)?;
+        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| IdentityError::Pem {
+            path: files.key.clone(),
+            what: "private key",
+        })?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(certificates(&files.ca)?);
+        Ok(Self {
+            certificates: certificates(&files.cert)?,
+            key,
+            roots,
+            files: files.clone(),
+        })
+    }
+
+    /// A TLS client that shows this identity.
+    ///
+    /// # Errors
+    /// When the certificate and the key do not belong together.
+    pub fn client_config(&self) -> Result<rustls::ClientConfig, IdentityError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = |source| IdentityError::Tls {
+            certificate: self.files.cert.clone(),
+            source,
+        };
+        rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(tls)?
+            .with_root_certificates(self.roots.clone())
+            .with_client_auth_cert(self.certificates.clone(), self.key.clone_key())
+            .map_err(tls)
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let pem = read(path)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .unwrap_or_default();
+    if certificates.is_empty() {
+        return Err(IdentityError::Pem {
+            path: path.to_owned(),
+            what: "certificate",
+        });
+    }
+    Ok(certificates)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
+    fs::read(path).map_err(|source| IdentityError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Reads a secret, refusing one that group or others may read.
+///
+/// # Errors
+/// When the file cannot be read or is exposed.
+pub fn read_secret(path: &Path) -> Result<Vec<u8>, IdentityError> {
+    let bytes = read(path)?;
+    let mode = fs::metadata(path).map_or(0, |metadata| metadata.mode());
+    if mode & 0o077 != 0 {
+        return Err(IdentityError::Exposed(path.to_owned()));
+    }
+    Ok(bytes)
+}
+
+/// Writes a secret with mode 0600, replacing the file in one step.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+    write_file(path, bytes, 0o600)
+}
+
+/// Writes a file anyone may read, replacing it in one step.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+    write_file(path, bytes, 0o644)
+}
+
+fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".new-{}", std::process::id()));
+    let new = path.with_file_name(name);
+    let write = || {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&new);
+        IdentityError::Write {
+            path: path.to_owned(),
+            source,
+        }
+    })
+}
+
+/// Makes a private key at `key` unless one is there, and a request for a certificate with this CN at `request`.
+///
+/// The key is ECDSA P-256 and never leaves its file.
+///
+/// # Errors
+/// When the files cannot be read or written.
+pub fn request_certificate(cn: &str, key: &Path, request: &Path) -> Result<(), IdentityError> {
+    let pair = if key.exists() {
+        let pem = read_secret(key)?;
+        rcgen::KeyPair::from_pem(&String::from_utf8_lossy(&pem))?
+    } else {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        write_secret(key, pair.serialize_pem().as_bytes())?;
+        pair
+    };
+    let mut parameters = rcgen::CertificateParams::default();
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, cn);
+    let pem = parameters.serialize_request(&pair)?.pem()?;
+    write_public(request, pem.as_bytes())
+}

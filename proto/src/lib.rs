@@ -1,0 +1,19 @@
+//! What every part of rssh agrees on: ids, targets, MQTT topics, payloads and signed names.
+//!
+//! Nothing here does input or output. Text from outside becomes one of these types at the edge, or an error that
+//! says what was wrong with it; past the edge nothing travels as a bare `String`.
+
+pub mod claim;
+pub mod failure;
+pub mod id;
+pub mod name;
+pub mod payload;
+pub mod registration;
+pub mod target;
+pub mod text;
+pub mod topic;
+
+pub use failure::{Failure, FailureKind};
+pub use id::{DeviceId, Epoch, Generation, InstanceId, RouterId, ServerId, SessionId, TunnelId, UserId};
+pub use name::{NameKey, NameMaster, SignedName};
+pub use target::{HostPort, Target};
