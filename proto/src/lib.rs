@@ -4,6 +4,7 @@
 //! says what was wrong with it; past the edge nothing travels as a bare `String`.
 
 pub mod claim;
+pub mod duration;
 pub mod failure;
 pub mod id;
 pub mod name;
