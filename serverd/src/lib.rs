@@ -1,1 +1,25 @@
+//! The rssh server daemon: leases ports to tunnels, tells sshd who may log in and to what, watches the sessions, and
+//! signs the names by which users reach them. It also administrates an installation.
 
+pub mod args;
+pub mod broker;
+pub mod clock;
+pub mod cmd;
+pub mod config;
+pub mod daemon;
+pub mod home;
+pub mod pki;
+pub mod ssh_keygen;
+pub mod sshd;
+pub mod store;
+
+/// Sends log lines to stderr, filtered by `RSSH_LOG` (`info` when unset).
+pub fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RSSH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}

@@ -1,1 +1,20 @@
-fn main() {}
+//! The forced command of every device's login: claims the tunnel that the device names, and prints the port it holds.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A claim may wait for an older session of the tunnel to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [socket, device] = &arguments[..] else {
+        eprintln!("usage: rssh-claim SOCKET DEVICE (sshd runs it as a forced command)");
+        return ExitCode::from(64);
+    };
+    let command = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    helper::relay(socket, &format!("{device} {command}"), PATIENCE)
+}
+
+#[path = "../helper.rs"]
+mod helper;

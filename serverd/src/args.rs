@@ -1,0 +1,191 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use rssh_proto::{DeviceId, RouterId, ServerId, Target, UserId};
+
+/// The rssh server daemon and the administration of an installation.
+#[derive(Debug, Parser)]
+#[command(name = "rssh-serverd", version, propagate_version = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve: lease ports, authorize devices' logins, watch their sessions
+    Run(WithConfig),
+    /// Check the configuration and exit
+    CheckConfig(WithConfig),
+    /// Bring the database's schema up to date
+    Migrate(WithConfig),
+    /// Certificate authorities
+    #[command(subcommand)]
+    Ca(Ca),
+    /// The MQTT broker's configuration
+    #[command(subcommand)]
+    Broker(Broker),
+    /// This server's identity
+    #[command(subcommand)]
+    Server(Server),
+    /// Routers
+    #[command(subcommand)]
+    Router(Router),
+    /// Devices
+    #[command(subcommand)]
+    Device(Device),
+    /// Users
+    #[command(subcommand)]
+    User(User),
+    /// What users may open
+    #[command(subcommand)]
+    Grant(Grant),
+}
+
+/// A command that works on an installation.
+#[derive(Debug, Args)]
+pub struct WithConfig {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/rssh/serverd.toml")]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Ca {
+    /// Make the authorities for servers, devices, users and sshd host keys, and the master of the name keys
+    Init {
+        /// Where they are kept; the directory must not hold any yet
+        #[arg(long, value_name = "DIR")]
+        pki: PathBuf,
+        /// The name that agents pin sshd's host keys under
+        #[arg(long, value_name = "NAME", default_value = crate::sshd::HOST_ALIAS)]
+        ssh_host_name: String,
+    },
+    /// Issue a TLS server certificate, for the broker or HAProxy
+    Tls {
+        /// Where the authorities are kept
+        #[arg(long, value_name = "DIR")]
+        pki: PathBuf,
+        /// A DNS name; may be given several times
+        #[arg(long, value_name = "DNS", required = true)]
+        name: Vec<String>,
+        /// An IP address; may be given several times
+        #[arg(long, value_name = "IP")]
+        ip: Vec<IpAddr>,
+        /// Where the certificate goes
+        #[arg(long, value_name = "FILE")]
+        cert_out: PathBuf,
+        /// Where its private key goes
+        #[arg(long, value_name = "FILE")]
+        key_out: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Broker {
+    /// Write mosquitto.conf and the initial dynamic-security.json, which denies everything to everyone
+    Render {
+        /// Where the authorities are kept
+        #[arg(long, value_name = "DIR")]
+        pki: PathBuf,
+        /// Where mosquitto listens
+        #[arg(long, value_name = "IP:PORT")]
+        listen: SocketAddr,
+        /// The broker's TLS certificate
+        #[arg(long, value_name = "FILE")]
+        cert: PathBuf,
+        /// Its private key
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// Where the two files go
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The account that mosquitto runs as
+        #[arg(long, value_name = "USER", default_value = "mosquitto")]
+        user: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Server {
+    /// Give this server its id, keys, certificates and sshd configuration, and register it
+    Init {
+        #[command(flatten)]
+        at: WithConfig,
+        /// The id; drawn at random when absent, and kept from then on
+        #[arg(long)]
+        id: Option<ServerId>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Router {
+    /// Register a router and sign its certificate
+    Add {
+        id: RouterId,
+        #[command(flatten)]
+        at: WithConfig,
+        #[command(flatten)]
+        request: Request,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Device {
+    /// Register a device and sign its certificate
+    Add {
+        id: DeviceId,
+        #[command(flatten)]
+        at: WithConfig,
+        #[command(flatten)]
+        request: Request,
+        /// The public key that the device's ssh logs in with
+        #[arg(long, value_name = "FILE")]
+        ssh_key: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum User {
+    /// Register a user and sign the user's certificate
+    Add {
+        name: UserId,
+        #[command(flatten)]
+        at: WithConfig,
+        #[command(flatten)]
+        request: Request,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Grant {
+    /// Let a user open targets of a device
+    Add {
+        user: UserId,
+        #[command(flatten)]
+        at: WithConfig,
+        /// The device
+        #[arg(long, value_name = "ID", required_unless_present = "all_devices")]
+        device: Option<DeviceId>,
+        /// Every device, also those added later
+        #[arg(long, conflicts_with = "device")]
+        all_devices: bool,
+        /// A target, such as 22 or plc-1; may be given several times, and means every target when absent
+        #[arg(long, value_name = "TARGET")]
+        target: Vec<Target>,
+    },
+}
+
+/// A certificate request and where its answer goes.
+#[derive(Debug, Args)]
+pub struct Request {
+    /// The certificate request, which names the same id
+    #[arg(long, value_name = "FILE")]
+    pub csr: PathBuf,
+    /// Where the certificate goes
+    #[arg(long, value_name = "FILE")]
+    pub cert_out: PathBuf,
+}

@@ -1,0 +1,71 @@
+//! Installation: the authorities, the broker's configuration, and a server's own identity.
+
+use anyhow::Result;
+use rssh_mqtt::identity;
+use rssh_proto::ServerId;
+
+use super::{Office, enroll};
+use crate::args::{Broker, Ca, Request};
+use crate::broker::{self, Client};
+use crate::config::Config;
+use crate::home::Home;
+use crate::pki::{Domain, Pki};
+use crate::sshd;
+use crate::store::Kind;
+
+pub(super) fn ca(command: Ca) -> Result<()> {
+    match command {
+        Ca::Init { pki, ssh_host_name } => Pki::at(&pki).init(&ssh_host_name)?,
+        Ca::Tls {
+            pki,
+            name,
+            ip,
+            cert_out,
+            key_out,
+        } => {
+            let (issued, key) = Pki::at(&pki).issue_tls(&name, &ip)?;
+            identity::write_secret(&key_out, key.as_bytes())?;
+            identity::write_public(&cert_out, issued.pem.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn broker(command: &Broker) -> Result<()> {
+    let Broker::Render {
+        pki,
+        listen,
+        cert,
+        key,
+        dir,
+        user,
+    } = command;
+    let to = broker::Render {
+        dir,
+        listen: *listen,
+        cert,
+        key,
+        user,
+    };
+    Ok(broker::render(&Pki::at(pki), &to)?)
+}
+
+pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> {
+    let office = Office::open(config.clone())?;
+    let home = Home::open(config)?;
+    let id = home.keep_id(id)?;
+    office.store.add_identity(Kind::Server, id.as_str()).await?;
+
+    let files = config.identity();
+    let request = Request {
+        csr: files.key.with_extension("csr"),
+        cert_out: files.cert.clone(),
+    };
+    identity::request_certificate(id.as_str(), &files.key, &request.csr)?;
+    enroll::issue(&office, Domain::Servers, id.as_str(), &request).await?;
+    home.keep_name_key(&office.pki.name_master()?.key(&id))?;
+    sshd::prepare(config, &office.pki, id.as_str())?;
+    office.admit(&Client::Server(id.clone())).await?;
+    println!("{id}");
+    Ok(())
+}

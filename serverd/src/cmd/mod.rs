@@ -1,0 +1,74 @@
+//! The administrator's commands.
+
+mod enroll;
+mod install;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::args::{Command, Device, Grant, Router, Server, User};
+use crate::broker::{Administrator, Client};
+use crate::config::{Config, ConfigError};
+use crate::pki::Pki;
+use crate::store::Store;
+
+/// Carries out a command; `run` is the daemon's own.
+///
+/// # Errors
+/// When the command cannot be carried out; the message names the object and the remedy.
+pub async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Run(at) => crate::daemon::run(Config::load(&at.config)?).await,
+        Command::CheckConfig(at) => Config::load(&at.config).map(|_| ()).map_err(Into::into),
+        Command::Migrate(at) => Ok(Store::new(&Config::load(&at.config)?.database)?.migrate().await?),
+        Command::Ca(command) => install::ca(command),
+        Command::Broker(command) => install::broker(&command),
+        Command::Server(Server::Init { at, id }) => install::server(&Config::load(&at.config)?, id).await,
+        Command::Router(Router::Add { id, at, request }) => {
+            enroll::router(&Office::open(Config::load(&at.config)?)?, id, &request).await
+        }
+        Command::Device(Device::Add { id, at, request, ssh_key }) => {
+            enroll::device(&Office::open(Config::load(&at.config)?)?, id, &request, &ssh_key).await
+        }
+        Command::User(User::Add { name, at, request }) => {
+            enroll::user(&Office::open(Config::load(&at.config)?)?, name, &request).await
+        }
+        Command::Grant(Grant::Add { user, at, device, all_devices, target }) => {
+            let device = if all_devices { None } else { device };
+            let store = Store::new(&Config::load(&at.config)?.database)?;
+            Ok(store.add_grant(&user, device.as_ref(), &target).await?)
+        }
+    }
+}
+
+/// The exit code for an error (sysexits.h): 78 for a wrong configuration, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<ConfigError>() { 78 } else { 1 }
+}
+
+/// What every enrolment works with.
+struct Office {
+    config: Config,
+    pki: Pki,
+    store: Store,
+}
+
+impl Office {
+    fn open(config: Config) -> Result<Self> {
+        let Some(admin) = &config.admin else {
+            bail!("this host does not administrate: its configuration has no [admin] section that names the pki directory");
+        };
+        Ok(Self {
+            pki: Pki::at(&admin.pki),
+            store: Store::new(&config.database)?,
+            config,
+        })
+    }
+
+    async fn admit(&self, client: &Client) -> Result<()> {
+        let mut administrator = Administrator::connect(&self.pki, &self.config.mqtt.brokers).await?;
+        administrator
+            .admit(client)
+            .await
+            .with_context(|| format!("{} is registered, but the broker does not let it in; run the command again", client.name()))
+    }
+}

@@ -1,0 +1,292 @@
+//! `serverd.toml`.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rssh_mqtt::IdentityFiles;
+use rssh_proto::HostPort;
+use rssh_proto::duration::Span;
+use rssh_proto::name::ProxyDomain;
+use rssh_proto::text::quoted;
+use serde::Deserialize;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {path} is wrong: {source}")]
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    #[error("the configuration {path} is wrong: {what}")]
+    Value { path: PathBuf, what: String },
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// What this server keeps between starts: its id, its keys, its sockets.
+    pub state_dir: PathBuf,
+    pub public: Public,
+    pub database: Database,
+    pub redis: Redis,
+    pub mqtt: Mqtt,
+    pub sshd: Sshd,
+    pub http: Http,
+    #[serde(default)]
+    pub tunnels: Tunnels,
+    pub admin: Option<Admin>,
+}
+
+/// What users and devices see of the installation.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Public {
+    /// The domain of signed names.
+    pub domain: ProxyDomain,
+    /// The load balancer's TLS port for signed names.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// The load balancers' addresses for devices' ssh.
+    pub ssh: Vec<HostPort>,
+}
+
+fn default_port() -> u16 {
+    443
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Database {
+    /// `postgres://user@host/database`; a password belongs into `~/.pgpass`.
+    pub url: String,
+    /// Connections held at most.
+    #[serde(default = "default_connections")]
+    pub connections: u32,
+}
+
+fn default_connections() -> u32 {
+    8
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Redis {
+    pub url: String,
+    /// How long this server's registration outlives its last heartbeat.
+    #[serde(default = "default_ttl")]
+    pub ttl: Span,
+}
+
+fn default_ttl() -> Span {
+    Span::seconds(10)
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Mqtt {
+    pub brokers: Vec<HostPort>,
+    pub ca: PathBuf,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+/// The dedicated sshd of this server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Sshd {
+    /// The address that leased ports are bound to: one that only the load balancers reach.
+    pub address: IpAddr,
+    /// Where sshd listens for devices, by way of the load balancers.
+    pub listen: Vec<SocketAddr>,
+    /// The ports to lease.
+    pub ports: PortRange,
+    /// The account that devices' sessions run under.
+    #[serde(default = "default_user")]
+    pub user: String,
+    /// Where the rendered configuration and the host key lie.
+    pub dir: PathBuf,
+    /// Where rssh-authorize and rssh-claim are installed; root-owned all the way up.
+    #[serde(default = "default_helpers")]
+    pub helpers: PathBuf,
+    /// How many logins may be under way at once.
+    #[serde(default = "default_max_startups")]
+    pub max_startups: u16,
+}
+
+fn default_user() -> String {
+    "rssh-tunnel".to_owned()
+}
+
+fn default_helpers() -> PathBuf {
+    PathBuf::from("/usr/lib/rssh")
+}
+
+fn default_max_startups() -> u16 {
+    1000
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Http {
+    /// Where `GET /healthz` is answered, for the load balancers.
+    pub listen: SocketAddr,
+}
+
+/// Limits of tunnels.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Tunnels {
+    /// How long a tunnel lives when its request does not say, and at most.
+    pub default_ttl: Span,
+    pub max_ttl: Span,
+    /// How long a signed name admits new connections.
+    pub name_ttl: Span,
+    /// How far the clocks of servers and load balancers may differ.
+    pub clock_skew: Span,
+    /// How long a login may hold a port without claiming a tunnel.
+    pub claim_within: Span,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self {
+            default_ttl: Span::seconds(8 * 3600),
+            max_ttl: Span::seconds(7 * 24 * 3600),
+            name_ttl: Span::seconds(120),
+            clock_skew: Span::seconds(10),
+            claim_within: Span::seconds(10),
+        }
+    }
+}
+
+/// Where administration is done: the directory of the certificate authorities.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Admin {
+    pub pki: PathBuf,
+}
+
+/// An inclusive range of ports, written `20000-29999`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = || {
+            let (first, last) = text.split_once('-')?;
+            let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+            (first >= 1024 && first <= last).then_some(Self { first, last })
+        };
+        range().ok_or_else(|| format!("not a range of ports: {}; use FIRST-LAST, from 1024 up", quoted(text, 40)))
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl PortRange {
+    /// Whether a port lies in the range.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// When the file is missing, is not TOML, has an unknown key or a value that makes no sense.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        match config.fault() {
+            Some(what) => Err(ConfigError::Value {
+                path: path.to_owned(),
+                what,
+            }),
+            None => Ok(config),
+        }
+    }
+
+    /// What makes no sense, if anything does.
+    fn fault(&self) -> Option<String> {
+        let quotable = |path: &Path| {
+            let text = path.to_string_lossy();
+            path.is_absolute() && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "\"'\\%$`;&|".contains(c))
+        };
+        if self.public.ssh.is_empty() {
+            return Some("public.ssh names no load balancer".into());
+        }
+        if self.mqtt.brokers.is_empty() {
+            return Some("mqtt.brokers names no broker".into());
+        }
+        if self.sshd.listen.is_empty() {
+            return Some("sshd.listen names no address".into());
+        }
+        // These paths become words of sshd's configuration and of a command in it.
+        for (name, path) in [
+            ("state-dir", &self.state_dir),
+            ("sshd.dir", &self.sshd.dir),
+            ("sshd.helpers", &self.sshd.helpers),
+        ] {
+            if !quotable(path) {
+                return Some(format!("{name} must be an absolute path without spaces or quotes"));
+            }
+        }
+        let account = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+        if self.sshd.user.is_empty() || self.sshd.user.starts_with('-') || !self.sshd.user.chars().all(account) {
+            return Some("sshd.user is not the name of an account".into());
+        }
+        None
+    }
+
+    /// This server's TLS identity.
+    pub fn identity(&self) -> IdentityFiles {
+        IdentityFiles {
+            ca: self.mqtt.ca.clone(),
+            cert: self.mqtt.cert.clone().unwrap_or_else(|| self.state_dir.join("server.pem")),
+            key: self.mqtt.key.clone().unwrap_or_else(|| self.state_dir.join("server.key")),
+        }
+    }
+
+    /// Where the sockets for sshd's helpers lie.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.state_dir.join("run").join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_ports_is_two_numbers_in_order() {
+        assert_eq!("20000-29999".parse(), Ok(PortRange { first: 20_000, last: 29_999 }));
+        for bad in ["", "20000", "2-1", "80-90", "20000-70000", "a-b", "-1-5"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
+    }
+}

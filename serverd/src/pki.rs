@@ -1,0 +1,271 @@
+//! The certificate authorities: servers, devices and users, the SSH host CA, and the master of the name keys.
+//!
+//! Private keys of identities never come here: an identity makes its own and sends a certificate request.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+};
+use rssh_mqtt::identity::{self, IdentityError};
+use rssh_proto::id::random_hex;
+use rssh_proto::text::quoted;
+use rssh_proto::{NameMaster, name::NameError};
+
+use crate::ssh_keygen::{self, KeygenError};
+use crate::clock::{self, UnixTime};
+
+/// How long a CA lives, in days.
+const CA_DAYS: i64 = 3650;
+/// How long an identity's certificate lives, in days.
+const LEAF_DAYS: i64 = 90;
+/// How far a certificate's start lies back, in seconds: clocks differ.
+const BACKDATE: i64 = 3600;
+
+/// Why the authorities cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error(transparent)]
+    File(#[from] IdentityError),
+    #[error("{0} exists; authorities are made once, and replaced by rotation only")]
+    Exists(PathBuf),
+    #[error("cannot make the directory {path}: {source}")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("not a certificate request: {path}: {source}")]
+    Request { path: PathBuf, source: rcgen::Error },
+    #[error("the request {path} is for {found}, not for {wanted}")]
+    OtherName { path: PathBuf, found: String, wanted: String },
+    #[error("certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    #[error(transparent)]
+    Keygen(#[from] KeygenError),
+    #[error("{path}: {source}")]
+    Master { path: PathBuf, source: NameError },
+}
+
+/// Which authority signs an identity: the domain it can act in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Domain {
+    Servers,
+    Devices,
+    Users,
+}
+
+impl Domain {
+    const ALL: [Self; 3] = [Self::Servers, Self::Devices, Self::Users];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Servers => "servers",
+            Self::Devices => "devices",
+            Self::Users => "users",
+        }
+    }
+}
+
+/// A certificate that was issued.
+pub struct Issued {
+    pub pem: String,
+    /// The serial number in hexadecimal.
+    pub serial: String,
+    pub not_after: UnixTime,
+}
+
+/// The directory of the authorities.
+pub struct Pki {
+    dir: PathBuf,
+}
+
+impl Pki {
+    /// The authorities in this directory.
+    pub fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Makes all authorities, and the certificate of the broker's administrator.
+    ///
+    /// # Errors
+    /// When some are there already or the directory cannot be written.
+    pub fn init(&self, ssh_host_name: &str) -> Result<(), PkiError> {
+        std::fs::create_dir_all(&self.dir).map_err(|source| PkiError::Directory {
+            path: self.dir.clone(),
+            source,
+        })?;
+        let first = self.ca_cert(Domain::Servers);
+        if first.exists() {
+            return Err(PkiError::Exists(first));
+        }
+        let mut all = String::new();
+        for domain in Domain::ALL {
+            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+            let mut params = named(&format!("rssh {} CA", domain.name()), CA_DAYS);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            let pem = params.self_signed(&key)?.pem();
+            identity::write_secret(&self.ca_key(domain), key.serialize_pem().as_bytes())?;
+            identity::write_public(&self.ca_cert(domain), pem.as_bytes())?;
+            all.push_str(&pem);
+        }
+        identity::write_public(&self.clients_ca(), all.as_bytes())?;
+        let master = NameMaster::generate().to_base64();
+        identity::write_secret(&self.dir.join("name-master"), format!("{master}\n").as_bytes())?;
+        ssh_keygen::generate(&self.ssh_host_ca(), "rssh host CA")?;
+        let host_ca = ssh_keygen::public_key(&self.ssh_host_ca().with_extension("pub"))?;
+        identity::write_public(
+            &self.dir.join("known_hosts"),
+            format!("@cert-authority {ssh_host_name} {host_ca}\n").as_bytes(),
+        )?;
+        let request = self.dir.join("admin.csr");
+        identity::request_certificate(ADMIN, &self.dir.join("admin.key"), &request)?;
+        let admin = self.issue(Domain::Servers, ADMIN, &request)?;
+        let _ = std::fs::remove_file(&request);
+        identity::write_public(&self.dir.join("admin.pem"), admin.pem.as_bytes())?;
+        Ok(())
+    }
+
+    /// Signs a certificate request: the subject is the id alone, whatever else the request asks for.
+    ///
+    /// # Errors
+    /// When the request is not one, is for another name, or the authority's key cannot be read.
+    pub fn issue(&self, domain: Domain, id: &str, request: &Path) -> Result<Issued, PkiError> {
+        let pem = std::fs::read_to_string(request).map_err(|source| IdentityError::Read {
+            path: request.to_owned(),
+            source,
+        })?;
+        let parsed = CertificateSigningRequestParams::from_pem(&pem).map_err(|source| PkiError::Request {
+            path: request.to_owned(),
+            source,
+        })?;
+        let found = match parsed.params.distinguished_name.get(&DnType::CommonName) {
+            Some(rcgen::DnValue::Utf8String(cn)) => cn.clone(),
+            Some(rcgen::DnValue::PrintableString(cn)) => cn.as_str().to_owned(),
+            _ => String::new(),
+        };
+        if found != id {
+            return Err(PkiError::OtherName {
+                path: request.to_owned(),
+                found: quoted(&found, 70),
+                wanted: quoted(id, 70),
+            });
+        }
+        let mut params = named(id, LEAF_DAYS);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(domain, params, |params, issuer| params.signed_by(&parsed.public_key, issuer))
+    }
+
+    /// Makes a key and a certificate for a TLS server: the broker, or HAProxy.
+    ///
+    /// # Errors
+    /// When a name is not one or the authority's key cannot be read.
+    pub fn issue_tls(&self, names: &[String], addresses: &[IpAddr]) -> Result<(Issued, String), PkiError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let cn = names.first().map_or("rssh", String::as_str);
+        let mut params = named(cn, LEAF_DAYS);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        for name in names {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+        let issued = self.sign(Domain::Servers, params, |params, issuer| params.signed_by(&key, issuer))?;
+        Ok((issued, key.serialize_pem()))
+    }
+
+    fn sign(
+        &self,
+        domain: Domain,
+        params: CertificateParams,
+        with: impl FnOnce(CertificateParams, &Issuer<'_, KeyPair>) -> Result<rcgen::Certificate, rcgen::Error>,
+    ) -> Result<Issued, PkiError> {
+        let key = identity::read_secret(&self.ca_key(domain))?;
+        let key = KeyPair::from_pem(&String::from_utf8_lossy(&key))?;
+        let ca = std::fs::read_to_string(self.ca_cert(domain)).map_err(|source| IdentityError::Read {
+            path: self.ca_cert(domain),
+            source,
+        })?;
+        let issuer = Issuer::from_ca_cert_pem(&ca, key)?;
+        let serial = params.serial_number.as_ref().map(ToString::to_string).unwrap_or_default();
+        let not_after = UnixTime(params.not_after.unix_timestamp());
+        Ok(Issued {
+            pem: with(params, &issuer)?.pem(),
+            serial: serial.replace(':', ""),
+            not_after,
+        })
+    }
+
+    /// Reads the master of the name keys.
+    ///
+    /// # Errors
+    /// When the file is missing, exposed or not a master.
+    pub fn name_master(&self) -> Result<NameMaster, PkiError> {
+        let path = self.dir.join("name-master");
+        let text = identity::read_secret(&path)?;
+        String::from_utf8_lossy(&text)
+            .parse()
+            .map_err(|source| PkiError::Master { path, source })
+    }
+
+    /// The SSH CA that signs sshd's host keys.
+    pub fn ssh_host_ca(&self) -> PathBuf {
+        self.dir.join("ssh-host-ca")
+    }
+
+    /// The certificate of an authority.
+    pub fn ca_cert(&self, domain: Domain) -> PathBuf {
+        self.dir.join(format!("{}-ca.pem", domain.name()))
+    }
+
+    /// The certificates of all authorities: whose clients the broker lets in.
+    pub fn clients_ca(&self) -> PathBuf {
+        self.dir.join("clients-ca.pem")
+    }
+
+    /// The identity of the broker's administrator.
+    pub fn admin(&self) -> rssh_mqtt::IdentityFiles {
+        rssh_mqtt::IdentityFiles {
+            ca: self.ca_cert(Domain::Servers),
+            cert: self.dir.join("admin.pem"),
+            key: self.dir.join("admin.key"),
+        }
+    }
+
+    fn ca_key(&self, domain: Domain) -> PathBuf {
+        self.dir.join(format!("{}-ca.key", domain.name()))
+    }
+}
+
+/// The CN of the broker's administrator. As an id it is reserved.
+pub const ADMIN: &str = "admin";
+
+fn named(cn: &str, days: i64) -> CertificateParams {
+    let now = clock::now().0;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, cn);
+    params.serial_number = Some(SerialNumber::from_slice(&positive(&random_hex::<16>())));
+    params.not_before = certificate_time(now - BACKDATE);
+    params.not_after = certificate_time(now + days * 86_400);
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// Sixteen random bytes as a positive ASN.1 integer without leading zeros (RFC 5280, 4.1.2.2).
+fn positive(hex: &str) -> Vec<u8> {
+    let mut bytes: Vec<u8> = hex
+        .as_bytes()
+        .chunks(2)
+        .filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect();
+    if let Some(first) = bytes.first_mut() {
+        *first = *first & 0x7f | 0x40;
+    }
+    bytes
+}
+
+/// Unix seconds as a certificate's time; the epoch itself when out of range.
+fn certificate_time(seconds: i64) -> ::time::OffsetDateTime {
+    ::time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(::time::OffsetDateTime::UNIX_EPOCH)
+}

@@ -1,0 +1,229 @@
+//! The dedicated sshd: the configuration it runs with, and the one line it gets for each login. sshd_config(5), sshd(8).
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rssh_mqtt::identity::{self, IdentityError};
+use rssh_proto::DeviceId;
+use rssh_proto::text::sanitize;
+
+use crate::config::Config;
+use crate::pki::Pki;
+use crate::ssh_keygen::{self, KeygenError, PublicKey};
+
+/// The server's binary; sshd executes itself again and needs an absolute path.
+const PROGRAM: &str = "/usr/sbin/sshd";
+/// The principal in host certificates, which agents pin by HostKeyAlias.
+pub const HOST_ALIAS: &str = "rssh-sshd";
+
+/// Why sshd could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum SshdError {
+    #[error("cannot run {PROGRAM}: {0}; install openssh-server")]
+    Missing(std::io::Error),
+    #[error("sshd refuses the configuration {path}: {reason}")]
+    Refused { path: PathBuf, reason: String },
+    #[error("cannot make the directory {path}: {source}")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] IdentityError),
+    #[error(transparent)]
+    Keygen(#[from] KeygenError),
+}
+
+/// An OpenSSH version, such as 9.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u16, pub u16);
+
+/// Asks the installed sshd for its version.
+///
+/// # Errors
+/// When it is not installed.
+pub fn version() -> Result<Version, SshdError> {
+    // Before 9.3 there is no -V; the usage message names the version all the same.
+    let output = Command::new(PROGRAM)
+        .arg("-V")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(SshdError::Missing)?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok(parse_version(&String::from_utf8_lossy(&said)).unwrap_or(Version(0, 0)))
+}
+
+fn parse_version(text: &str) -> Option<Version> {
+    let number = &text[text.find("OpenSSH_")? + "OpenSSH_".len()..];
+    let mut parts = number.split(|c: char| !c.is_ascii_digit());
+    Some(Version(parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// Renders sshd's configuration for a version.
+pub fn config(config: &Config, version: Version) -> String {
+    let sshd = &config.sshd;
+    let mut text = String::from(
+        "# Rendered by rssh-serverd; changes are lost. This sshd is for devices' tunnels alone.\n",
+    );
+    // Writing to a String cannot fail.
+    let mut line = |words: std::fmt::Arguments<'_>| {
+        let _ = writeln!(text, "{words}");
+    };
+    for address in &sshd.listen {
+        line(format_args!("ListenAddress {address}"));
+    }
+    let key = host_key(&sshd.dir);
+    line(format_args!("HostKey {}", key.display()));
+    line(format_args!("HostCertificate {}", certificate(&key).display()));
+    line(format_args!("PidFile {}", pid_file(&sshd.dir).display()));
+    line(format_args!("AllowUsers {}", sshd.user));
+    line(format_args!(
+        "AuthorizedKeysCommand {} {} %t %k",
+        sshd.helpers.join("rssh-authorize").display(),
+        config.socket(AUTHORIZE_SOCKET).display(),
+    ));
+    line(format_args!("AuthorizedKeysCommandUser {}", sshd.user));
+    line(format_args!("PermitListen {}:*", sshd.address));
+    line(format_args!("MaxStartups {0}:100:{0}", sshd.max_startups));
+    text.push_str(POLICY);
+    if version >= Version(9, 2) {
+        // It does not see listeners of remote forwards, and would end every idle tunnel.
+        text.push_str("UnusedConnectionTimeout none\n");
+    }
+    if version >= Version(9, 8) {
+        // All devices come from the load balancers' addresses: one bad device must not lock out the rest.
+        text.push_str("PerSourcePenalties no\n");
+    }
+    text
+}
+
+/// What holds for every server: public keys only, remote forwards of one port only.
+const POLICY: &str = "\
+AuthenticationMethods publickey
+PubkeyAuthentication yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+HostbasedAuthentication no
+PermitEmptyPasswords no
+PermitRootLogin no
+AuthorizedKeysFile none
+AuthorizedPrincipalsFile none
+TrustedUserCAKeys none
+UsePAM no
+UseDNS no
+StrictModes yes
+AllowTcpForwarding remote
+AllowStreamLocalForwarding no
+AllowAgentForwarding no
+PermitOpen none
+GatewayPorts clientspecified
+X11Forwarding no
+PermitTunnel no
+PermitTTY no
+PermitUserEnvironment no
+PermitUserRC no
+PrintMotd no
+PrintLastLog no
+Compression no
+MaxAuthTries 3
+# The claim is the only session a device needs.
+MaxSessions 2
+LoginGraceTime 15
+PerSourceMaxStartups none
+TCPKeepAlive yes
+ClientAliveInterval 15
+ClientAliveCountMax 3
+LogLevel VERBOSE
+SyslogFacility AUTH
+";
+
+/// Prepares the directory of sshd: host key, host certificate, configuration. What is there is kept, except for the
+/// configuration.
+///
+/// # Errors
+/// When a file cannot be made, or sshd refuses the result.
+pub fn prepare(config: &Config, pki: &Pki, id: &str) -> Result<(), SshdError> {
+    let dir = &config.sshd.dir;
+    std::fs::create_dir_all(dir).map_err(|source| SshdError::Directory {
+        path: dir.clone(),
+        source,
+    })?;
+    let key = host_key(dir);
+    if !key.exists() {
+        ssh_keygen::generate(&key, "")?;
+    }
+    ssh_keygen::sign_host_key(&pki.ssh_host_ca(), id, HOST_ALIAS, &key.with_extension("pub"))?;
+    render(config)
+}
+
+/// Writes the configuration for the installed version and lets sshd check it.
+///
+/// # Errors
+/// When it cannot be written or sshd refuses it.
+pub fn render(config: &Config) -> Result<(), SshdError> {
+    let path = config.sshd.dir.join("sshd_config");
+    identity::write_public(&path, self::config(config, version()?).as_bytes())?;
+    let output = Command::new(PROGRAM)
+        .args(["-t", "-f"])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(SshdError::Missing)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let reason = sanitize(String::from_utf8_lossy(&output.stderr).trim(), 300);
+    // That directory is made when sshd's unit starts, which may be later than now.
+    if reason.contains("Missing privilege separation directory") {
+        return Ok(());
+    }
+    Err(SshdError::Refused { path, reason })
+}
+
+/// The name of the socket that the authorize helper asks.
+pub const AUTHORIZE_SOCKET: &str = "authorize.sock";
+/// The name of the socket that the claim helper asks.
+pub const CLAIM_SOCKET: &str = "claim.sock";
+
+/// Where sshd writes its process id.
+pub fn pid_file(dir: &Path) -> PathBuf {
+    dir.join("sshd.pid")
+}
+
+fn host_key(dir: &Path) -> PathBuf {
+    dir.join("ssh_host_ed25519_key")
+}
+
+fn certificate(key: &Path) -> PathBuf {
+    let mut name = key.as_os_str().to_owned();
+    name.push("-cert.pub");
+    PathBuf::from(name)
+}
+
+/// The authorized_keys line of one login: one port, one command, and nothing else.
+///
+/// Every part is a validated type, so that nothing in it can end the line or an option.
+pub fn authorized_key(config: &Config, address: IpAddr, port: u16, device: &DeviceId, key: &PublicKey) -> String {
+    let bind = match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    };
+    format!(
+        "restrict,port-forwarding,permitlisten=\"{bind}:{port}\",command=\"exec {} {} {device}\" {key}\n",
+        config.sshd.helpers.join("rssh-claim").display(),
+        config.socket(CLAIM_SOCKET).display(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_what_sshd_says() {
+        let usage = "sshd: illegal option -- V\nOpenSSH_9.2p1 Debian-2+deb12u7, OpenSSL 3.0.17 1 Jul 2025\nusage: sshd";
+        assert_eq!(parse_version(usage), Some(Version(9, 2)));
+        assert_eq!(parse_version("OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1"), Some(Version(10, 0)));
+        assert_eq!(parse_version("dropbear"), None);
+        assert!(Version(10, 0) > Version(9, 8));
+    }
+}

@@ -1,0 +1,148 @@
+//! Enrolment: identities, keys, certificates and grants.
+
+use rssh_proto::{DeviceId, Target, UserId};
+
+use super::{Store, StoreError};
+use crate::pki::{ADMIN, Issued};
+use crate::ssh_keygen::PublicKey;
+
+/// What an identity is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Device,
+    User,
+    Server,
+    Router,
+}
+
+impl Kind {
+    /// The kind's name, in the database and in commands.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::User => "user",
+            Self::Server => "server",
+            Self::Router => "router",
+        }
+    }
+}
+
+impl Store {
+    /// Registers a name, or finds it registered for the same kind.
+    ///
+    /// # Errors
+    /// When another kind of identity has the name.
+    pub async fn add_identity(&self, kind: Kind, name: &str) -> Result<(), StoreError> {
+        if name == ADMIN {
+            return Err(StoreError::Reserved(name.to_owned()));
+        }
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            sqlx::query("INSERT INTO identities (name, kind) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+                .bind(name)
+                .bind(kind.name())
+                .execute(&mut *tx)
+                .await?;
+            let (by,): (String,) = sqlx::query_as("SELECT kind FROM identities WHERE name = $1")
+                .bind(name)
+                .fetch_one(&mut *tx)
+                .await?;
+            if by != kind.name() {
+                let name = name.to_owned();
+                return Err(StoreError::Taken { name, by });
+            }
+            let insert = match kind {
+                Kind::User => "INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING",
+                Kind::Server => "INSERT INTO servers (id) VALUES ($1) ON CONFLICT DO NOTHING",
+                // A device needs its key too; a router has nothing more.
+                Kind::Device | Kind::Router => "SELECT $1::text",
+            };
+            sqlx::query(insert).bind(name).execute(&mut *tx).await?;
+            Ok(tx.commit().await?)
+        })
+        .await
+    }
+
+    /// Registers a device with the key its ssh logs in with, or gives it another key.
+    ///
+    /// # Errors
+    /// When the name or the key is another's.
+    pub async fn add_device(&self, device: &DeviceId, key: &PublicKey) -> Result<(), StoreError> {
+        self.add_identity(Kind::Device, device.as_str()).await?;
+        self.within(async {
+            let done = sqlx::query(
+                "INSERT INTO devices (id, ssh_key) VALUES ($1, $2)
+                 ON CONFLICT (id) DO UPDATE SET ssh_key = excluded.ssh_key",
+            )
+            .bind(device.as_str())
+            .bind(key.as_str())
+            .execute(&self.pool)
+            .await;
+            match done {
+                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                    Err(StoreError::KeyTaken(key.to_string()))
+                }
+                other => Ok(other.map(|_| ())?),
+            }
+        })
+        .await
+    }
+
+    /// Records a certificate that was issued.
+    ///
+    /// # Errors
+    /// When the name is not registered.
+    pub async fn add_certificate(&self, name: &str, issued: &Issued) -> Result<(), StoreError> {
+        self.within(async {
+            sqlx::query("INSERT INTO certificates (serial, name, not_after) VALUES ($1, $2, to_timestamp($3))")
+                .bind(&issued.serial)
+                .bind(name)
+                .bind(issued.not_after.0 as f64)
+                .execute(&self.pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets a user open targets of a device; without a device, of any; without targets, all of them.
+    ///
+    /// # Errors
+    /// When the user or the device is not registered.
+    pub async fn add_grant(
+        &self,
+        user: &UserId,
+        device: Option<&DeviceId>,
+        targets: &[Target],
+    ) -> Result<(), StoreError> {
+        let targets: Vec<Option<String>> = match targets {
+            [] => vec![None],
+            some => some.iter().map(|target| Some(target.to_string())).collect(),
+        };
+        self.within(async {
+            self.require("user", "SELECT 1 FROM users WHERE id = $1", user.as_str()).await?;
+            if let Some(device) = device {
+                self.require("device", "SELECT 1 FROM devices WHERE id = $1", device.as_str()).await?;
+            }
+            sqlx::query(
+                "INSERT INTO grants (user_id, device_id, target) SELECT $1, $2, unnest($3::text[])
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(user.as_str())
+            .bind(device.map(DeviceId::as_str))
+            .bind(targets)
+            .execute(&self.pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn require(&self, kind: &'static str, sql: &'static str, name: &str) -> Result<(), StoreError> {
+        let found: Option<(i32,)> = sqlx::query_as(sql).bind(name).fetch_optional(&self.pool).await?;
+        found.map(|_| ()).ok_or_else(|| StoreError::Unknown {
+            kind,
+            name: name.to_owned(),
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! PostgreSQL: everything that must outlive a process, and the only arbiter of who holds what.
+//!
+//! Points in time are PostgreSQL's own (`clock_timestamp()`), so that servers' clocks do not matter. Every call is
+//! bounded: a frozen database is an error within [`PATIENCE`], not a hang.
+
+mod admin;
+mod leases;
+mod presence;
+mod servers;
+mod tunnels;
+
+pub use admin::Kind;
+
+use std::borrow::Cow;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use crate::config::Database;
+
+/// How long a call may take before it is an error.
+pub const PATIENCE: Duration = Duration::from_millis(1400);
+
+/// Why the store could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the database does not answer; is PostgreSQL running and reachable?")]
+    Away,
+    #[error("database: {0}")]
+    Sql(#[from] sqlx::Error),
+    #[error("the database's url is wrong: {0}")]
+    Url(sqlx::Error),
+    #[error("database migration: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("the database holds {what} that this version does not understand: {value}")]
+    Value { what: &'static str, value: String },
+    #[error("the name {name} is taken by a {by}; every device, user, server and router needs a name of its own")]
+    Taken { name: String, by: String },
+    #[error("{0} is reserved")]
+    Reserved(String),
+    #[error("no {kind} {name} is registered; rssh-serverd {kind} add makes one")]
+    Unknown { kind: &'static str, name: String },
+    #[error("the key belongs to another device already: {0}")]
+    KeyTaken(String),
+}
+
+impl StoreError {
+    fn value(what: &'static str, value: impl ToString) -> Self {
+        Self::Value {
+            what,
+            value: value.to_string(),
+        }
+    }
+}
+
+/// A pool of connections to the database.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Prepares a pool; the first connection is made when it is needed.
+    ///
+    /// # Errors
+    /// When the URL is not one of PostgreSQL.
+    pub fn new(database: &Database) -> Result<Self, StoreError> {
+        let patience = PATIENCE.as_millis().to_string();
+        let options = PgConnectOptions::from_str(&database.url)
+            .map_err(StoreError::Url)?
+            .application_name("rssh-serverd")
+            .options([("statement_timeout", patience.as_str()), ("lock_timeout", patience.as_str())]);
+        let pool = PgPoolOptions::new()
+            .max_connections(database.connections)
+            .min_connections(2.min(database.connections))
+            .acquire_timeout(PATIENCE)
+            // A dead connection shows itself at its use, and is replaced; asking before each use costs a round trip.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Brings the schema up to date.
+    ///
+    /// # Errors
+    /// When the database is away or a migration fails; what was applied before stays.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        Ok(migrator().run(&self.pool).await?)
+    }
+
+    /// Bounds a call.
+    async fn within<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        tokio::time::timeout(PATIENCE, call).await.unwrap_or(Err(StoreError::Away))
+    }
+}
+
+/// The migrations, oldest first. They are only ever added to.
+fn migrator() -> Migrator {
+    let migration = |version, name: &'static str, sql: &'static str| {
+        Migration::new(
+            version,
+            Cow::Borrowed(name),
+            MigrationType::Simple,
+            sqlx::SqlStr::from_static(sql),
+            false,
+        )
+    };
+    Migrator {
+        migrations: Cow::Owned(vec![migration(
+            1,
+            "tunnels",
+            include_str!("../../migrations/0001_tunnels.sql"),
+        )]),
+        ..Migrator::DEFAULT
+    }
+}
+
+/// Reads a value that was validated before it was stored.
+fn stored<T: std::str::FromStr>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|_| StoreError::value(what, text))
+}
+
+/// A counter as the database keeps it.
+fn counter(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A counter as the database kept it.
+fn uncounter(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// A port as the database kept it.
+fn port(value: i32) -> Result<u16, StoreError> {
+    u16::try_from(value).map_err(|_| StoreError::value("a port", value))
+}
