@@ -1,1 +1,13 @@
+//! The device agent: waits for orders on MQTT and carries them out with the system `ssh`.
+//!
+//! [`tunnel`] decides, [`agent`] executes: one MQTT session, and one `ssh` process per tunnel, driven by [`ssh`].
 
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod dial;
+pub mod generation;
+pub mod init;
+pub mod rundir;
+pub mod ssh;
+pub mod tunnel;

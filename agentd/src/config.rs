@@ -1,0 +1,340 @@
+//! The agent's configuration file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
+use rssh_proto::duration::Span;
+use rssh_proto::payload::DeviceStatus;
+use rssh_proto::target::TargetName;
+use rssh_proto::{DeviceId, HostPort, Target};
+use serde::Deserialize;
+
+use crate::ssh::version::{self, VersionError};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} is not a valid configuration: {source}")]
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    #[error("[mqtt] brokers is empty; name at least one HOST:PORT")]
+    NoBroker,
+    #[error("[tunnels] max = {0} is not possible; use 1 to {max}", max = DeviceStatus::MAX_TUNNELS)]
+    Tunnels(usize),
+    #[error("[targets.named] {0} names another name; use a port or HOST:PORT")]
+    Named(String),
+    #[error("[ssh] {what} = {path:?} cannot be used; {reason}")]
+    SshPath {
+        what: &'static str,
+        path: PathBuf,
+        reason: String,
+    },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Version(#[from] VersionError),
+}
+
+/// The file as a whole.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    pub device: DeviceId,
+    /// Where the agent keeps its generation and, in `run/`, what belongs to running tunnels.
+    pub state_dir: PathBuf,
+    pub mqtt: Mqtt,
+    pub ssh: Ssh,
+    #[serde(default)]
+    pub tunnels: Tunnels,
+    #[serde(default)]
+    pub targets: Targets,
+}
+
+/// How to reach the broker.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Mqtt {
+    pub brokers: Vec<HostPort>,
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    #[serde(default = "Mqtt::default_keep_alive")]
+    pub keep_alive: Span,
+}
+
+impl Mqtt {
+    fn default_keep_alive() -> Span {
+        Span::seconds(60)
+    }
+}
+
+/// How the system `ssh` logs in.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Ssh {
+    pub key: PathBuf,
+    /// What the servers' host keys are checked against: a `@cert-authority` line for `host-key-alias`.
+    pub known_hosts: PathBuf,
+    #[serde(default = "Ssh::default_alias")]
+    pub host_key_alias: DeviceId,
+    #[serde(default)]
+    pub kex: Kex,
+    #[serde(default = "Ssh::default_program")]
+    pub program: PathBuf,
+}
+
+impl Ssh {
+    fn default_alias() -> DeviceId {
+        "rssh-sshd".parse().expect("a valid label")
+    }
+
+    fn default_program() -> PathBuf {
+        "/usr/bin/ssh".into()
+    }
+}
+
+/// Which key exchange ssh uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kex {
+    /// curve25519: a sixth of the CPU time of the post-quantum default, and open to a later quantum computer.
+    #[default]
+    Fast,
+    /// Whatever the installed ssh prefers.
+    System,
+}
+
+/// How much the device carries.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Tunnels {
+    pub max: usize,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self { max: 16 }
+    }
+}
+
+/// Where tunnels may lead.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Targets {
+    #[serde(default = "Targets::default_allow")]
+    pub allow: Vec<Target>,
+    #[serde(default)]
+    pub named: BTreeMap<TargetName, Target>,
+    /// The address that a target's `localhost` means, where the device's services listen on one address only.
+    #[serde(default)]
+    pub localhost: Option<IpAddr>,
+}
+
+impl Targets {
+    fn default_allow() -> Vec<Target> {
+        vec![Target::ssh()]
+    }
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            allow: Self::default_allow(),
+            named: BTreeMap::new(),
+            localhost: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration; relative paths are taken from the working directory.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a value in it cannot be used.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut config = Self::parse(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        config.make_absolute(path)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    fn make_absolute(&mut self, file: &Path) -> Result<(), ConfigError> {
+        let paths = [
+            &mut self.state_dir,
+            &mut self.mqtt.ca,
+            &mut self.mqtt.cert,
+            &mut self.mqtt.key,
+            &mut self.ssh.key,
+            &mut self.ssh.known_hosts,
+            &mut self.ssh.program,
+        ];
+        for path in paths {
+            *path = std::path::absolute(&*path).map_err(|source| ConfigError::Read {
+                path: file.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.mqtt.brokers.is_empty() {
+            return Err(ConfigError::NoBroker);
+        }
+        if !(1..=DeviceStatus::MAX_TUNNELS).contains(&self.tunnels.max) {
+            return Err(ConfigError::Tunnels(self.tunnels.max));
+        }
+        if let Some((name, _)) = self
+            .targets
+            .named
+            .iter()
+            .find(|(_, target)| matches!(target, Target::Named(_)))
+        {
+            return Err(ConfigError::Named(name.to_string()));
+        }
+        for (what, path) in [("key", &self.ssh.key), ("known-hosts", &self.ssh.known_hosts)] {
+            if !is_quotable(path) {
+                return Err(ConfigError::SshPath {
+                    what,
+                    path: path.clone(),
+                    reason: "ssh's own configuration cannot quote it: use letters, digits, spaces and ./-_+,:@=".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at everything the configuration names: the identity, ssh and its files.
+    ///
+    /// # Errors
+    /// When one of them is missing or cannot be used.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        Identity::load(&self.identity())?.client_config()?;
+        self.check_ssh()
+    }
+
+    /// Looks at the installed ssh, the key and the known hosts.
+    ///
+    /// # Errors
+    /// When one of them is missing or cannot be used.
+    pub fn check_ssh(&self) -> Result<(), ConfigError> {
+        version::check(&self.ssh.program)?;
+        // ssh itself would refuse an exposed key; here it is named before anybody waits for a tunnel.
+        rssh_mqtt::identity::read_secret(&self.ssh.key)?;
+        fs::metadata(&self.ssh.known_hosts).map_err(|source| ConfigError::SshPath {
+            what: "known-hosts",
+            path: self.ssh.known_hosts.clone(),
+            reason: format!("{source}; copy known_hosts from the fleet's PKI"),
+        })?;
+        Ok(())
+    }
+
+    /// Where the agent's MQTT identity lies.
+    pub fn identity(&self) -> IdentityFiles {
+        IdentityFiles {
+            ca: self.mqtt.ca.clone(),
+            cert: self.mqtt.cert.clone(),
+            key: self.mqtt.key.clone(),
+        }
+    }
+}
+
+/// Whether a path means itself between double quotes in an ssh_config: no quote, `%` token, `${}` or `~`.
+pub fn is_quotable(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| {
+        text.chars()
+            .all(|c| c.is_alphanumeric() || matches!(c, ' ' | '.' | '/' | '-' | '_' | '+' | ',' | ':' | '@' | '='))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        device = "device-1"
+        state-dir = "state"
+        [mqtt]
+        brokers = ["127.0.0.1:8883"]
+        ca = "ca.pem"
+        cert = "device.pem"
+        key = "device.key"
+        [ssh]
+        key = "ssh_key"
+        known-hosts = "known_hosts"
+    "#;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Config::load(file.path())
+    }
+
+    #[test]
+    fn the_defaults_allow_ssh_to_the_device_itself_and_nothing_else() {
+        let config = load(MINIMAL).unwrap();
+        assert_eq!(config.targets.allow, [Target::ssh()]);
+        assert!(config.targets.named.is_empty());
+        assert_eq!(config.tunnels.max, 16);
+        assert_eq!(config.ssh.kex, Kex::Fast);
+        assert_eq!(config.ssh.host_key_alias.as_str(), "rssh-sshd");
+        assert!(config.state_dir.is_absolute());
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = MINIMAL.replace(
+            "[ssh]",
+            "keep-alive = \"30s\"\n[ssh]\nkex = \"system\"\nprogram = \"/opt/ssh\"",
+        ) + r#"
+            [tunnels]
+            max = 4
+            [targets]
+            allow = ["22", "192.168.1.10:502"]
+            localhost = "127.0.0.2"
+            [targets.named]
+            plc-1 = "192.168.1.10:502"
+        "#;
+        let config = load(&text).unwrap();
+        assert_eq!(config.ssh.kex, Kex::System);
+        assert_eq!(config.mqtt.keep_alive, Span::seconds(30));
+        assert_eq!(config.targets.named.len(), 1);
+        assert_eq!(config.targets.allow.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_work_is_an_error_that_says_so() {
+        for (text, says) in [
+            (MINIMAL.replace("device-1", "Device 1"), "device id"),
+            (MINIMAL.replace("[\"127.0.0.1:8883\"]", "[]"), "brokers is empty"),
+            (MINIMAL.replace("\"ssh_key\"", "\"a\\\"b\""), "cannot quote"),
+            (MINIMAL.replace("\"ssh_key\"", "\"%h\""), "cannot quote"),
+            (MINIMAL.to_owned() + "colour = 1", "unknown field"),
+            (MINIMAL.to_owned() + "[tunnels]\nmax = 65", "use 1 to 64"),
+            (MINIMAL.to_owned() + "[tunnels]\nmax = 0", "use 1 to 64"),
+            (MINIMAL.to_owned() + "[targets.named]\na = \"b\"", "names another name"),
+        ] {
+            let error = load(&text).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

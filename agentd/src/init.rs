@@ -1,0 +1,73 @@
+//! `init`: the device's keys, made where they are used.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use rssh_mqtt::identity::request_certificate;
+use rssh_proto::DeviceId;
+
+/// Makes `device.{key,csr}` and `ssh_key{,.pub}` in a directory; keys that are there stay.
+///
+/// # Errors
+/// When the directory cannot be written, or ssh-keygen is missing or fails.
+pub fn init(device: &DeviceId, dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    request_certificate(device.as_str(), &dir.join("device.key"), &dir.join("device.csr"))?;
+    let key = dir.join("ssh_key");
+    if !key.exists() {
+        generate(&key)?;
+    }
+    Ok(())
+}
+
+/// Runs `ssh-keygen` for an ed25519 key without a passphrase or a comment.
+fn generate(key: &Path) -> anyhow::Result<()> {
+    let quiet: [&OsStr; 7] = ["-q", "-t", "ed25519", "-N", "", "-C", ""].map(OsStr::new);
+    let status = Command::new("ssh-keygen")
+        .args(quiet)
+        .arg("-f")
+        .arg(key)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .context("cannot run ssh-keygen; install the package openssh-client")?;
+    if !status.success() {
+        bail!("ssh-keygen could not make {}", key.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once_and_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let device: DeviceId = "device-1".parse().unwrap();
+        init(&device, dir.path()).unwrap();
+        let read = |name: &str| fs::read(dir.path().join(name)).unwrap();
+        let first = (read("ssh_key"), read("device.key"));
+        for secret in ["ssh_key", "device.key"] {
+            assert_eq!(
+                fs::metadata(dir.path().join(secret)).unwrap().mode() & 0o077,
+                0,
+                "{secret}"
+            );
+        }
+        assert!(read("device.csr").starts_with(b"-----BEGIN CERTIFICATE REQUEST-----"));
+        let public = String::from_utf8(read("ssh_key.pub")).unwrap();
+        assert_eq!(
+            public.split_whitespace().count(),
+            2,
+            "type and key, no comment: {public}"
+        );
+        init(&device, dir.path()).unwrap();
+        assert_eq!((read("ssh_key"), read("device.key")), first);
+    }
+}

@@ -1,0 +1,167 @@
+//! One ssh process: started, watched and ended.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::fs::inotify;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::Landing;
+use super::fault::{self, Fault};
+use crate::rundir::{SOCKET, TunnelDir};
+
+/// How far a start has come.
+pub(super) enum Started {
+    /// It has logged in and listens on its control socket.
+    Ready,
+    Ended,
+}
+
+/// A running ssh and its process group; killed when dropped.
+pub(super) struct Master {
+    child: Child,
+    group: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    /// Watches the tunnel's directory for the control socket.
+    appearing: AsyncFd<OwnedFd>,
+    status: Option<ExitStatus>,
+}
+
+impl Master {
+    /// Starts ssh with the tunnel's directory as its working directory, so that its socket has a short name.
+    pub(super) fn spawn(program: &Path, config: &Path, dir: &TunnelDir, landing: &Landing) -> io::Result<Self> {
+        let log = OpenOptions::new().create(true).append(true).open(dir.log())?;
+        let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        inotify::add_watch(&inotify, dir.path(), inotify::WatchFlags::CREATE)?;
+        let appearing = watched(inotify)?;
+        let mut child = Command::new(program)
+            // The sweep knows an ssh of ours by these first two.
+            .arg("-F")
+            .arg(config)
+            .args(["-M", "-N", "-S", SOCKET, "-l", landing.account.as_ref()])
+            .args(["-p", &landing.lb.port().to_string()])
+            .args(["--", &landing.lb.host()])
+            .current_dir(dir.path())
+            // ssh runs its ProxyCommand with $SHELL: the smallest one there is.
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        match watch(&child) {
+            Ok((group, pidfd)) => Ok(Self {
+                child,
+                group,
+                pidfd,
+                appearing,
+                status: None,
+            }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the control socket is there or ssh has ended.
+    pub(super) async fn started(&mut self) -> io::Result<Started> {
+        loop {
+            let mut ready = tokio::select! {
+                ready = self.appearing.readable() => ready?,
+                ended = self.pidfd.readable() => {
+                    ended?.retain_ready();
+                    return Ok(Started::Ended);
+                }
+            };
+            let mut buffer = [MaybeUninit::uninit(); 1024];
+            let mut events = inotify::Reader::new(self.appearing.get_ref(), &mut buffer);
+            loop {
+                match events.next() {
+                    Ok(event)
+                        if event
+                            .file_name()
+                            .is_some_and(|name| name.to_bytes() == SOCKET.as_bytes()) =>
+                    {
+                        return Ok(Started::Ready);
+                    }
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::AGAIN) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// Waits until ssh has ended.
+    pub(super) async fn ended(&self) {
+        // A pidfd is readable from the process's end on.
+        if let Ok(mut ready) = self.pidfd.readable().await {
+            ready.retain_ready();
+        }
+    }
+
+    /// Ends ssh and its dial, and waits until they are gone; the status of an ssh that ended by itself.
+    pub(super) async fn end(&mut self) -> Option<ExitStatus> {
+        let by_itself = self.child.try_wait().ok().flatten();
+        // A dial may outlive its ssh.
+        self.kill();
+        self.status = by_itself;
+        self.ended().await;
+        self.reap();
+        by_itself
+    }
+
+    fn kill(&self) {
+        if self.status.is_none() {
+            // The child is not reaped yet, so the group's id cannot be another's.
+            let _ = rustix::process::kill_process_group(self.group, Signal::KILL);
+        }
+    }
+
+    fn reap(&mut self) {
+        if self.status.is_none() {
+            self.status = self.child.wait().ok();
+        }
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        self.kill();
+        self.reap();
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "the successor is an unsafe fn, for types whose descriptor may change; an OwnedFd keeps its own"
+)]
+fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, Interest::READABLE)
+}
+
+fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
+    let pid = Pid::from_child(child);
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    Ok((pid, watched(pidfd)?))
+}
+
+/// Why an ssh failed: by what it said, else by how it ended; `None` when neither tells.
+pub(super) fn last_words(log: &Path, status: Option<ExitStatus>) -> Option<Fault> {
+    let text = fs::read(log).unwrap_or_default();
+    if !text.trim_ascii().is_empty() {
+        return Some(fault::explain(&String::from_utf8_lossy(&text)));
+    }
+    let signal = status.and_then(|status| status.signal())?;
+    Some(Fault::passing(format!("ssh was ended by signal {signal}")))
+}

@@ -1,0 +1,262 @@
+//! The system `ssh`: one master per tunnel, driven over its control socket.
+//!
+//! ```text
+//! spawn -> control socket appears -> claim -> remote forward -> carry until its end
+//! ```
+//! The master is started here and not by the openssh crate's own launcher, which takes `ssh` from the PATH, has it
+//! daemonise, and so loses its pid. As a child in a process group of its own it can be watched by a pidfd from the
+//! first moment, and killed together with its dial. All else goes through [`openssh::Session`] (native-mux).
+
+pub mod config;
+pub mod fault;
+mod master;
+pub mod version;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use openssh::{ForwardType, Session, Socket, Stdio};
+use rssh_proto::claim::{self, ClaimReply, Claimed};
+use rssh_proto::{Failure, FailureKind, HostPort, TunnelId};
+use tokio::io::AsyncReadExt as _;
+
+use crate::rundir::RunDir;
+use fault::Fault;
+use master::{Master, Started};
+
+/// How long the server may take for a claim, and for a forward.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// The account to log in as: safe in argv.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account(String);
+
+impl std::str::FromStr for Account {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let valid = (1..=32).contains(&text.len())
+            && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!(
+                "not an account: {}; use a-z, 0-9, - and _",
+                rssh_proto::text::quoted(text, 40)
+            ))
+        }
+    }
+}
+
+impl AsRef<str> for Account {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What one ssh is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Landing {
+    pub tunnel: TunnelId,
+    pub lb: HostPort,
+    pub account: Account,
+    /// Where the remote forward leads, as the device sees it.
+    pub to: Endpoint,
+}
+
+/// A host and port as the device dials it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub host: String,
+    pub port: u16,
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Why an ssh is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// The server did not grant the claim.
+    Refused(Failure),
+    Failed(Fault),
+}
+
+/// What is the same for every ssh.
+#[derive(Debug)]
+pub struct Ssh {
+    program: PathBuf,
+    config: PathBuf,
+    run: RunDir,
+}
+
+impl Ssh {
+    /// Uses this program with this configuration file.
+    pub fn new(program: &Path, run: RunDir) -> Self {
+        Self {
+            program: program.to_owned(),
+            config: run.ssh_config(),
+            run,
+        }
+    }
+
+    /// Lands a tunnel and carries it until `stop` resolves or ssh ends; says when it has landed. No process is left
+    /// when it returns, nor when it is dropped.
+    pub async fn carry(
+        &self,
+        landing: &Landing,
+        stop: impl Future<Output = ()>,
+        landed: impl FnOnce(Claimed),
+    ) -> Ended {
+        let dir = match self.run.prepare(landing.tunnel) {
+            Ok(dir) => dir,
+            Err(error) => {
+                return Ended::Failed(Fault::passing(format!(
+                    "cannot make the tunnel's directory: {error}; see the device's disk"
+                )));
+            }
+        };
+        let mut master = match Master::spawn(&self.program, &self.config, &dir, landing) {
+            Ok(master) => master,
+            Err(error) => {
+                return Ended::Failed(Fault::passing(format!(
+                    "cannot start {}: {error}; see the device's limits",
+                    self.program.display()
+                )));
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            () = stop => Ended::Stopped,
+            ended = conduct(&mut master, dir.socket(), landing, landed) => ended,
+        };
+        let status = master.end().await;
+        match ended {
+            // Its own words say more than what it left half done.
+            Ended::Failed(fault) => Ended::Failed(master::last_words(&dir.log(), status).unwrap_or(fault)),
+            ended => ended,
+        }
+    }
+}
+
+/// The life of a master, from its start until it ends or fails.
+async fn conduct(master: &mut Master, socket: &Path, landing: &Landing, landed: impl FnOnce(Claimed)) -> Ended {
+    let lost = || Ended::Failed(Fault::passing("ssh ended"));
+    match master.started().await {
+        Ok(Started::Ready) => {}
+        Ok(Started::Ended) => return lost(),
+        Err(error) => {
+            return Ended::Failed(Fault::passing(format!(
+                "cannot watch for ssh's control socket: {error}; raise fs.inotify.max_user_instances"
+            )));
+        }
+    }
+    let session = Session::resume_mux(socket.into(), None);
+    let landing = async {
+        let claimed = claim(&session, landing.tunnel).await?;
+        forward(&session, &claimed, &landing.to).await?;
+        Ok::<_, Ended>(claimed)
+    };
+    tokio::select! {
+        outcome = landing => match outcome {
+            Ok(claimed) => landed(claimed),
+            Err(ended) => return ended,
+        },
+        () = master.ended() => return lost(),
+    }
+    master.ended().await;
+    lost()
+}
+
+/// Runs the claim; its answer is read as soon as its line is there, not when the command has ended.
+async fn claim(session: &Session, tunnel: TunnelId) -> Result<Claimed, Ended> {
+    let failed = |what: String| Ended::Failed(Fault::passing(format!("the claim failed: {what}; see rssh-serverd")));
+    let answer = async {
+        let mut command = session.raw_command(claim::command(tunnel));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().await.map_err(|error| failed(error.to_string()))?;
+        let mut line = Vec::with_capacity(512);
+        let stdout = child
+            .stdout()
+            .as_mut()
+            .ok_or_else(|| failed("it has no output".into()))?;
+        while !line.contains(&b'\n') && line.len() < claim::LINE_LIMIT {
+            let read = stdout
+                .read_buf(&mut line)
+                .await
+                .map_err(|error| failed(error.to_string()))?;
+            if read == 0 {
+                break;
+            }
+        }
+        Ok(line)
+    };
+    let line = tokio::time::timeout(ANSWER_TIMEOUT, answer)
+        .await
+        .map_err(|_| failed("no answer in time".into()))??;
+    match serde_json::from_slice(&line) {
+        Ok(ClaimReply::Claimed(claimed)) => Ok(claimed),
+        Ok(ClaimReply::Refused(failure)) => Err(Ended::Refused(failure)),
+        Err(_) if line.is_empty() => Err(failed("the server gave no answer".into())),
+        Err(error) => Err(failed(format!("the server's answer is not a claim's: {error}"))),
+    }
+}
+
+async fn forward(session: &Session, claimed: &Claimed, to: &Endpoint) -> Result<(), Ended> {
+    let listen = Socket::new(claimed.bind.to_string(), claimed.port);
+    let connect = Socket::new(to.host.as_str(), to.port);
+    let requested = session.request_port_forward(ForwardType::Remote, listen, connect);
+    let reason = match tokio::time::timeout(ANSWER_TIMEOUT, requested).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => chain(&error),
+        Err(_) => "no answer in time".to_owned(),
+    };
+    Err(Ended::Failed(Fault::passing(format!(
+        "{} did not open port {}: {reason}; see its sshd's log",
+        claimed.server, claimed.port
+    ))))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::new(FailureKind::SshFailed, fault.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_cannot_be_an_option() {
+        for good in ["rssh-tunnel", "_sshd", "a1"] {
+            assert!(good.parse::<Account>().is_ok(), "{good}");
+        }
+        for bad in ["", "-oProxyCommand=x", "a b", "a\n", "A", "a;b", &"a".repeat(33)] {
+            assert!(bad.parse::<Account>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,587 @@
+//! The tunnels of a device: what to do with each order, loss and passing of time. No input or output happens here.
+//!
+//! ```text
+//! order --> Dialing --> Waiting --> Landing --landed--> Up
+//!              |           ^          |                  |
+//!              |           +--failed--+<------lost-------+
+//!              +--> over <--- Ending <--- close, deadline, a newer order, an ssh that does not land
+//! ```
+//! An ssh belongs to exactly one attempt. A tunnel has at most one attempt at a time: the next begins when the one
+//! before is known to have ended (`Ending`).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use rssh_proto::claim::Claimed;
+use rssh_proto::payload::{CloseOrder, DeviceEventKind, OpenOrder};
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, Target, TunnelId};
+
+use crate::config::Targets;
+use crate::ssh::fault::Fault;
+use crate::ssh::{Account, Ended, Endpoint, Landing};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a target may take to accept a connection.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one ssh may take from its start to the forward.
+const LANDING_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a tunnel that has never been up is tried.
+const FIRST_ATTEMPTS: u32 = 4;
+/// Spread of the pause after the first failed attempt; it doubles up to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Pause after a loss, and spread on top of it: the second that a server has to release the old lease, then jitter.
+const AFTER_LOSS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
+/// Where a target is an SSH server, which is proven by its banner and not dialled first.
+const SSH_PORT: u16 = 22;
+/// How many ended tunnels are remembered, so that a late copy of an order does not open one again.
+const REMEMBERED: usize = 64;
+
+/// What the loop is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Tell the servers.
+    Report {
+        tunnel: TunnelId,
+        epoch: Epoch,
+        event: DeviceEventKind,
+    },
+    /// See whether the target accepts a connection, and say so by [`Tunnels::handle_dialed`].
+    Dial { attempt: Attempt, to: Endpoint },
+    /// Start an ssh; its landing and its end are told by the handles of those names.
+    Land { attempt: Attempt, landing: Landing },
+    /// End an ssh now; its end is told like any other.
+    End { attempt: Attempt },
+}
+
+/// One try of one tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attempt {
+    pub tunnel: TunnelId,
+    pub number: u64,
+}
+
+/// What the agent is, and may do.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    pub device: DeviceId,
+    pub max: usize,
+    pub targets: Targets,
+    /// Draws a span up to the one given.
+    pub jitter: fn(Duration) -> Duration,
+}
+
+#[derive(Debug)]
+struct Tunnel {
+    /// The highest epoch that was ordered or claimed.
+    epoch: Epoch,
+    /// What the latest claim got; 0 before the first.
+    claimed: Epoch,
+    landing: Landing,
+    deadline: Instant,
+    /// Until when somebody waits for the first landing; nobody does once there was one.
+    patience: Option<Instant>,
+    /// Attempts since the last landing or order.
+    failures: u32,
+    number: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The target is being dialled; then the pause.
+    Dialing {
+        pause: Duration,
+    },
+    Waiting {
+        until: Instant,
+    },
+    Landing {
+        until: Instant,
+    },
+    Up,
+    /// The ssh was told to end.
+    Ending(Then),
+}
+
+/// What follows an end.
+#[derive(Debug)]
+enum Then {
+    Over(DeviceEventKind),
+    Land { pause: Duration },
+    Retry(Failure),
+}
+
+/// All tunnels of the device.
+#[derive(Debug)]
+pub struct Tunnels {
+    policy: Policy,
+    tunnels: BTreeMap<TunnelId, Tunnel>,
+    /// Tunnels that are over, with the last epoch and event of each.
+    over: VecDeque<(TunnelId, Epoch, Epoch, DeviceEventKind)>,
+    numbers: u64,
+    leaving: bool,
+    commands: Vec<Command>,
+}
+
+impl Tunnels {
+    /// No tunnels yet.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            tunnels: BTreeMap::new(),
+            over: VecDeque::new(),
+            numbers: 0,
+            leaving: false,
+            commands: Vec::new(),
+        }
+    }
+
+    /// The tunnels that are up, each with the epoch of its claim.
+    pub fn held(&self) -> Vec<(TunnelId, Epoch)> {
+        self.tunnels
+            .iter()
+            .filter(|(_, tunnel)| matches!(tunnel.state, State::Up))
+            .map(|(id, tunnel)| (*id, tunnel.claimed))
+            .collect()
+    }
+
+    /// Whether nothing is left to end.
+    pub fn is_empty(&self) -> bool {
+        self.tunnels.is_empty()
+    }
+
+    /// Takes an order to open a tunnel; every order is answered by an event, repeated ones by the same again.
+    pub fn handle_open(&mut self, order: OpenOrder, now: Instant) -> Vec<Command> {
+        let id = order.tunnel;
+        if let Some((_, _, claimed, event)) = self.over.iter().find(|over| over.0 == id && over.1 >= order.epoch) {
+            let (claimed, event) = (*claimed, event.clone());
+            self.report(id, claimed, event);
+        } else if self.leaving {
+            self.report(id, Epoch::default(), DeviceEventKind::Closed);
+        } else if let Some(tunnel) = self.tunnels.get(&id).filter(|tunnel| tunnel.epoch >= order.epoch) {
+            let claimed = tunnel.claimed;
+            self.report(id, claimed, DeviceEventKind::Accepted);
+        } else {
+            match self.plan(&order) {
+                Ok(landing) => self.accept(&order, landing, now),
+                Err(failure) => self.refuse(&order, failure),
+            }
+        }
+        self.take()
+    }
+
+    /// Takes an order to close a tunnel.
+    pub fn handle_close(&mut self, order: &CloseOrder) -> Vec<Command> {
+        match self.tunnels.get(&order.tunnel) {
+            // A claim that the sender did not know of yet.
+            Some(tunnel) if tunnel.claimed > order.epoch => {}
+            Some(_) => self.finish(order.tunnel, DeviceEventKind::Closed),
+            None => {
+                if !self.over.iter().any(|over| over.0 == order.tunnel) {
+                    self.remember(order.tunnel, order.epoch, order.epoch, DeviceEventKind::Closed);
+                }
+                self.report(order.tunnel, order.epoch, DeviceEventKind::Closed);
+            }
+        }
+        self.take()
+    }
+
+    /// Learns whether the target accepted a connection.
+    pub fn handle_dialed(&mut self, attempt: Attempt, outcome: Result<(), String>, now: Instant) -> Vec<Command> {
+        if let Some(tunnel) = self.current(attempt)
+            && let State::Dialing { pause } = tunnel.state
+        {
+            match outcome {
+                Ok(()) => self.wait(attempt.tunnel, pause, now),
+                Err(reason) => {
+                    let message = format!(
+                        "nothing answers at {} from {}: {reason}; see whether the service runs",
+                        tunnel.landing.to, self.policy.device
+                    );
+                    let failure = Failure::new(FailureKind::TargetRefused, message);
+                    self.finish(attempt.tunnel, DeviceEventKind::Failed(failure));
+                }
+            }
+        }
+        self.take()
+    }
+
+    /// Learns that an ssh has landed and forwards.
+    pub fn handle_landed(&mut self, attempt: Attempt, claimed: &Claimed) -> Vec<Command> {
+        if let Some(tunnel) = self.current_mut(attempt)
+            && matches!(tunnel.state, State::Landing { .. })
+        {
+            tunnel.claimed = tunnel.claimed.max(claimed.epoch);
+            tunnel.patience = None;
+            tunnel.failures = 0;
+            if claimed.epoch < tunnel.epoch {
+                // A newer order came while an older claim was under way.
+                tunnel.state = State::Ending(Then::Land { pause: BACKOFF.0 });
+                self.commands.push(Command::End { attempt });
+            } else {
+                tunnel.epoch = claimed.epoch;
+                tunnel.state = State::Up;
+            }
+        }
+        self.take()
+    }
+
+    /// Learns that an ssh is over.
+    pub fn handle_ended(&mut self, attempt: Attempt, ended: Ended, now: Instant) -> Vec<Command> {
+        let id = attempt.tunnel;
+        let Some(tunnel) = self.current_mut(attempt) else {
+            return self.take();
+        };
+        match std::mem::replace(&mut tunnel.state, State::Waiting { until: now }) {
+            State::Ending(Then::Over(event)) => self.over(id, event),
+            State::Ending(Then::Land { pause }) => self.wait(id, pause, now),
+            State::Ending(Then::Retry(failure)) => self.failed(id, failure, true, now),
+            State::Up => self.lost(id, ended, now),
+            State::Landing { .. } => match ended {
+                Ended::Failed(fault) => {
+                    let retry = fault.retry;
+                    self.failed(id, self.named(fault), retry, now);
+                }
+                Ended::Refused(failure) => {
+                    let retry = matches!(failure.kind, FailureKind::Busy | FailureKind::Internal);
+                    // The server that grants claims has the last word on whether a tunnel lives.
+                    if retry {
+                        self.failed(id, failure, true, now);
+                    } else {
+                        self.over(id, DeviceEventKind::Failed(failure));
+                    }
+                }
+                Ended::Stopped => self.over(id, DeviceEventKind::Closed),
+            },
+            // No ssh runs in these states.
+            state @ (State::Dialing { .. } | State::Waiting { .. }) => tunnel.state = state,
+        }
+        self.take()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Command> {
+        let due: Vec<TunnelId> = self
+            .tunnels
+            .iter()
+            .filter(|(_, tunnel)| tunnel.due().is_some_and(|due| due <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.due(id, now);
+        }
+        self.take()
+    }
+
+    /// When [`Tunnels::handle_timeout`] is to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.tunnels.values().filter_map(Tunnel::due).min()
+    }
+
+    /// Ends every tunnel and takes no more orders; all is done when [`Tunnels::is_empty`].
+    pub fn handle_shutdown(&mut self) -> Vec<Command> {
+        self.leaving = true;
+        let all: Vec<TunnelId> = self.tunnels.keys().copied().collect();
+        for id in all {
+            self.finish(id, DeviceEventKind::Closed);
+        }
+        self.take()
+    }
+
+    fn take(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.commands)
+    }
+
+    fn current(&self, attempt: Attempt) -> Option<&Tunnel> {
+        self.tunnels
+            .get(&attempt.tunnel)
+            .filter(|tunnel| tunnel.number == attempt.number)
+    }
+
+    fn current_mut(&mut self, attempt: Attempt) -> Option<&mut Tunnel> {
+        self.tunnels
+            .get_mut(&attempt.tunnel)
+            .filter(|tunnel| tunnel.number == attempt.number)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Whether an order may be carried out, and how.
+    fn plan(&self, order: &OpenOrder) -> Result<Landing, Failure> {
+        let account: Account = order
+            .ssh_user
+            .parse()
+            .map_err(|error| Failure::new(FailureKind::BadRequest, error))?;
+        let busy = self
+            .tunnels
+            .iter()
+            .filter(|(id, tunnel)| **id != order.tunnel && !matches!(tunnel.state, State::Ending(Then::Over(_))))
+            .count();
+        if busy >= self.policy.max {
+            let message = format!(
+                "{} holds {busy} tunnels, as many as it may; close one, or raise [tunnels] max on the device",
+                self.policy.device
+            );
+            return Err(Failure::new(FailureKind::DeviceLimit, message));
+        }
+        Ok(Landing {
+            tunnel: order.tunnel,
+            lb: order.lb.clone(),
+            account,
+            to: self.resolve(&order.target)?,
+        })
+    }
+
+    /// Where a target leads, if the device's own list has it.
+    fn resolve(&self, target: &Target) -> Result<Endpoint, Failure> {
+        let targets = &self.policy.targets;
+        let allowed = match target {
+            Target::Named(name) => targets.named.get(name),
+            listed => targets.allow.contains(listed).then_some(listed),
+        };
+        match allowed {
+            Some(Target::Local(port)) => Ok(Endpoint {
+                host: targets
+                    .localhost
+                    .map_or_else(|| "localhost".to_owned(), |address| address.to_string()),
+                port: port.get(),
+            }),
+            Some(Target::Host(address)) => Ok(Endpoint {
+                host: address.host(),
+                port: address.port(),
+            }),
+            Some(Target::Named(_)) | None => {
+                let message = format!(
+                    "{} does not allow the target {target}; list it under [targets] in its agentd.toml",
+                    self.policy.device
+                );
+                Err(Failure::new(FailureKind::TargetNotAllowed, message))
+            }
+        }
+    }
+
+    /// Begins a tunnel, or begins it anew under a newer order.
+    fn accept(&mut self, order: &OpenOrder, landing: Landing, now: Instant) {
+        let id = order.tunnel;
+        let pause = (self.policy.jitter)(Duration::from_millis(order.jitter_ms.into()));
+        let within = Duration::from_millis(order.within_ms.into());
+        // The named failure is to arrive before the asker gives up.
+        let patience = now + pause + within - within / 10;
+        let deadline = now + Duration::from_secs(order.ttl_s.into());
+        let number = self.number();
+        let before = self.tunnels.remove(&id);
+        let claimed = before.as_ref().map_or(Epoch::default(), |tunnel| tunnel.claimed);
+        self.report(id, claimed, DeviceEventKind::Accepted);
+        let mut tunnel = Tunnel {
+            epoch: order.epoch,
+            claimed,
+            landing,
+            deadline,
+            patience: (claimed == Epoch::default()).then_some(patience),
+            failures: 0,
+            number,
+            state: State::Dialing { pause },
+        };
+        match before {
+            Some(before) if before.has_ssh() => {
+                let same = before.landing.to == tunnel.landing.to;
+                tunnel.number = before.number;
+                tunnel.state = match before.state {
+                    // Its claim may be the one that the order speaks of; `handle_landed` sees.
+                    state @ State::Landing { .. } if same => state,
+                    State::Ending(_) => State::Ending(Then::Land { pause }),
+                    _ => {
+                        let attempt = Attempt {
+                            tunnel: id,
+                            number: before.number,
+                        };
+                        self.commands.push(Command::End { attempt });
+                        State::Ending(Then::Land { pause })
+                    }
+                };
+                self.tunnels.insert(id, tunnel);
+            }
+            _ if tunnel.landing.to.port == SSH_PORT => {
+                // Dialling it would cost a banner, and OpenSSH 10 penalises many of those.
+                self.tunnels.insert(id, tunnel);
+                self.wait(id, pause, now);
+            }
+            _ => {
+                let attempt = Attempt { tunnel: id, number };
+                let to = tunnel.landing.to.clone();
+                self.tunnels.insert(id, tunnel);
+                self.commands.push(Command::Dial { attempt, to });
+            }
+        }
+    }
+
+    /// Does not carry an order out; an older session of the tunnel ends with it.
+    fn refuse(&mut self, order: &OpenOrder, failure: Failure) {
+        let event = DeviceEventKind::Failed(failure);
+        match self.tunnels.get_mut(&order.tunnel) {
+            Some(tunnel) => {
+                tunnel.epoch = order.epoch;
+                self.finish(order.tunnel, event);
+            }
+            None => {
+                self.remember(order.tunnel, order.epoch, Epoch::default(), event.clone());
+                self.report(order.tunnel, Epoch::default(), event);
+            }
+        }
+    }
+
+    /// Lands a tunnel after a pause.
+    fn wait(&mut self, id: TunnelId, pause: Duration, now: Instant) {
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            tunnel.state = State::Waiting { until: now + pause };
+            if pause.is_zero() && tunnel.due().is_some_and(|due| due <= now) {
+                self.due(id, now);
+            }
+        }
+    }
+
+    /// Does what is due for one tunnel.
+    fn due(&mut self, id: TunnelId, now: Instant) {
+        let Some(tunnel) = self.tunnels.get(&id) else {
+            return;
+        };
+        if tunnel.deadline <= now {
+            self.finish(id, DeviceEventKind::Closed);
+        } else if tunnel.patience.is_some_and(|patience| patience <= now) {
+            let message = format!("{} could not open the tunnel in time; try again", self.policy.device);
+            self.finish(
+                id,
+                DeviceEventKind::Failed(Failure::new(FailureKind::Deadline, message)),
+            );
+        } else if matches!(tunnel.state, State::Waiting { .. }) {
+            self.land(id, now);
+        } else if matches!(tunnel.state, State::Landing { .. }) {
+            let failure = self.named(Fault::passing("ssh did not land in time"));
+            self.end(id, Then::Retry(failure));
+        }
+    }
+
+    fn land(&mut self, id: TunnelId, now: Instant) {
+        let number = self.number();
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            tunnel.number = number;
+            tunnel.state = State::Landing {
+                until: now + LANDING_TIMEOUT,
+            };
+            let landing = tunnel.landing.clone();
+            let attempt = Attempt { tunnel: id, number };
+            self.commands.push(Command::Land { attempt, landing });
+        }
+    }
+
+    /// Tells the ssh of a tunnel to end.
+    fn end(&mut self, id: TunnelId, then: Then) {
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            let attempt = Attempt {
+                tunnel: id,
+                number: tunnel.number,
+            };
+            if !matches!(tunnel.state, State::Ending(_)) {
+                self.commands.push(Command::End { attempt });
+            }
+            tunnel.state = State::Ending(then);
+        }
+    }
+
+    /// Ends a tunnel for good, its ssh first.
+    fn finish(&mut self, id: TunnelId, event: DeviceEventKind) {
+        match self.tunnels.get(&id) {
+            Some(tunnel) if tunnel.has_ssh() => self.end(id, Then::Over(event)),
+            Some(_) => self.over(id, event),
+            None => {}
+        }
+    }
+
+    /// Forgets a tunnel that has no ssh, and says why.
+    fn over(&mut self, id: TunnelId, event: DeviceEventKind) {
+        if let Some(tunnel) = self.tunnels.remove(&id) {
+            self.remember(id, tunnel.epoch, tunnel.claimed, event.clone());
+            self.report(id, tunnel.claimed, event);
+        }
+    }
+
+    /// Deals with an attempt that did not land.
+    fn failed(&mut self, id: TunnelId, failure: Failure, retry: bool, now: Instant) {
+        let Some(tunnel) = self.tunnels.get_mut(&id) else {
+            return;
+        };
+        tunnel.failures += 1;
+        let pause = (self.policy.jitter)(backoff(tunnel.failures));
+        let first = tunnel.patience.is_some();
+        if first && (!retry || tunnel.failures >= FIRST_ATTEMPTS || tunnel.patience <= Some(now + pause)) {
+            self.over(id, DeviceEventKind::Failed(failure));
+        } else {
+            tracing::debug!(tunnel = %id, %failure, "did not land; trying again");
+            self.wait(id, pause, now);
+        }
+    }
+
+    /// Comes back with a tunnel whose ssh ended by itself.
+    fn lost(&mut self, id: TunnelId, ended: Ended, now: Instant) {
+        let reason = match ended {
+            Ended::Failed(fault) => fault.reason,
+            Ended::Refused(failure) => failure.message().to_owned(),
+            Ended::Stopped => "ssh ended".to_owned(),
+        };
+        if let Some(tunnel) = self.tunnels.get(&id) {
+            let claimed = tunnel.claimed;
+            self.report(id, claimed, DeviceEventKind::Lost { reason });
+            self.wait(id, AFTER_LOSS.0 + (self.policy.jitter)(AFTER_LOSS.1), now);
+        }
+    }
+
+    /// A fault of ssh as it is told to the asker.
+    fn named(&self, fault: Fault) -> Failure {
+        Failure::new(
+            FailureKind::SshFailed,
+            format!("{} could not land: {}", self.policy.device, fault.reason),
+        )
+    }
+
+    fn report(&mut self, tunnel: TunnelId, epoch: Epoch, event: DeviceEventKind) {
+        self.commands.push(Command::Report { tunnel, epoch, event });
+    }
+
+    fn remember(&mut self, id: TunnelId, epoch: Epoch, claimed: Epoch, event: DeviceEventKind) {
+        self.over.retain(|over| over.0 != id);
+        if self.over.len() == REMEMBERED {
+            self.over.pop_front();
+        }
+        self.over.push_back((id, epoch, claimed, event));
+    }
+}
+
+impl Tunnel {
+    /// Whether an ssh runs for it, as far as is known.
+    fn has_ssh(&self) -> bool {
+        matches!(self.state, State::Landing { .. } | State::Up | State::Ending(_))
+    }
+
+    /// When time changes something.
+    fn due(&self) -> Option<Instant> {
+        let state = match self.state {
+            State::Ending(_) => return None,
+            State::Waiting { until } | State::Landing { until } => Some(until),
+            State::Dialing { .. } | State::Up => None,
+        };
+        [Some(self.deadline), self.patience, state].into_iter().flatten().min()
+    }
+}
+
+/// The longest pause after so many failures.
+fn backoff(failures: u32) -> Duration {
+    BACKOFF
+        .0
+        .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)))
+        .min(BACKOFF.1)
+}

@@ -1,0 +1,5 @@
+//! The agent against real programs: sshd, mosquitto and the system's ssh.
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic, also outside of its #[test] function")]
+
+mod rig;
+mod ssh;

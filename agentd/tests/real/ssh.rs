@@ -1,0 +1,192 @@
+//! One ssh against a real sshd.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::rig::{Sshd, banner, processes_with, serve_banner, wait_for};
+use rssh_agentd::rundir::RunDir;
+use rssh_agentd::ssh::{Ended, Endpoint, Landing, Ssh, config};
+use rssh_proto::claim::Claimed;
+use rssh_proto::{FailureKind, TunnelId};
+use tokio::sync::oneshot;
+
+struct Device {
+    state: tempfile::TempDir,
+    ssh: Ssh,
+}
+
+impl Device {
+    fn new(sshd: &Sshd) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let run = RunDir::open(state.path(), &"device-1".parse().unwrap()).unwrap();
+        let agent = Path::new(env!("CARGO_BIN_EXE_rssh-agentd"));
+        std::fs::write(run.ssh_config(), config::render(&sshd.ssh_config(), agent, true)).unwrap();
+        let ssh = Ssh::new(Path::new("/usr/bin/ssh"), run);
+        Self { state, ssh }
+    }
+
+    fn ssh_processes(&self) -> Vec<u32> {
+        processes_with(self.state.path())
+    }
+}
+
+fn landing(port: u16, to: u16) -> Landing {
+    Landing {
+        tunnel: TunnelId::generate(),
+        lb: format!("127.0.0.1:{port}").parse().unwrap(),
+        account: "root".parse().unwrap(),
+        to: Endpoint {
+            host: "127.0.0.1".into(),
+            port: to,
+        },
+    }
+}
+
+/// Carries a tunnel until it ends by itself; for those that do not land.
+async fn ends(device: &Device, landing: &Landing) -> Ended {
+    device
+        .ssh
+        .carry(landing, std::future::pending(), |claimed| panic!("landed: {claimed:?}"))
+        .await
+}
+
+#[tokio::test]
+async fn a_tunnel_lands_carries_bytes_and_leaves_nothing_when_stopped() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    let service = serve_banner("hello from the device\n");
+    let landing = landing(sshd.port, service.port());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (landed, has_landed) = oneshot::channel::<Claimed>();
+    let carried = device.ssh.carry(
+        &landing,
+        async {
+            let _ = stopped.await;
+        },
+        |claimed| landed.send(claimed).unwrap(),
+    );
+    let check = async {
+        let claimed = has_landed.await.expect("it lands");
+        assert_eq!(claimed.port, sshd.granted);
+        let port = claimed.port;
+        let text = tokio::task::spawn_blocking(move || banner(port)).await.unwrap();
+        assert_eq!(text.as_deref(), Some("hello from the device\n"));
+        assert_eq!(device.ssh_processes().len(), 1, "one ssh, and its dial is gone");
+        stop.send(()).unwrap();
+    };
+    let (ended, ()) = tokio::join!(carried, check);
+    assert_eq!(ended, Ended::Stopped);
+    assert_eq!(device.ssh_processes(), [] as [u32; 0]);
+    assert_eq!(sshd.commands(), format!("claim {}\n", landing.tunnel));
+    assert!(
+        !device
+            .state
+            .path()
+            .join("run")
+            .join(landing.tunnel.to_string())
+            .exists()
+    );
+    wait_for("the port is free again", || {
+        banner(sshd.granted).is_none().then_some(())
+    });
+}
+
+#[tokio::test]
+async fn a_loss_is_noticed_and_named() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    let landing = landing(sshd.port, 9);
+    let (landed, has_landed) = oneshot::channel();
+    let carried = device.ssh.carry(&landing, std::future::pending(), |claimed: Claimed| {
+        landed.send(claimed).unwrap()
+    });
+    let kill = async {
+        has_landed.await.expect("it lands");
+        let pid = device.ssh_processes()[0];
+        crate::rig::run("kill", &["-9", &pid.to_string()]);
+        Instant::now()
+    };
+    let (ended, killed) = tokio::join!(carried, kill);
+    assert!(killed.elapsed().as_millis() < 500, "{:?}", killed.elapsed());
+    let Ended::Failed(fault) = ended else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(fault.reason, "ssh was ended by signal 9");
+}
+
+#[tokio::test]
+async fn nothing_listening_is_a_passing_fault() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    let ended = ends(&device, &landing(crate::rig::free_port(), 9)).await;
+    let Ended::Failed(fault) = ended else {
+        panic!("{ended:?}")
+    };
+    assert!(fault.retry && fault.reason.contains("Connection refused"), "{fault:?}");
+}
+
+#[tokio::test]
+async fn another_servers_host_key_is_a_lasting_fault() {
+    let sshd = Sshd::start();
+    let other = Sshd::start();
+    let device = Device::new(&sshd);
+    let ended = ends(&device, &landing(other.port, 9)).await;
+    let Ended::Failed(fault) = ended else {
+        panic!("{ended:?}")
+    };
+    assert!(!fault.retry && fault.reason.contains("pinned CA"), "{fault:?}");
+    assert_eq!(other.commands(), "");
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_admitted_is_named() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    std::fs::write(sshd.path("authorized_keys"), "").unwrap();
+    let ended = ends(&device, &landing(sshd.port, 9)).await;
+    let Ended::Failed(fault) = ended else {
+        panic!("{ended:?}")
+    };
+    assert!(fault.retry && fault.reason.contains("does not admit"), "{fault:?}");
+}
+
+#[tokio::test]
+async fn a_refused_claim_brings_the_servers_own_words() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    sshd.answer_claims_with(r#"echo '{"refused":{"kind":"unknown-tunnel","message":"it is closed"}}'"#);
+    let ended = ends(&device, &landing(sshd.port, 9)).await;
+    let Ended::Refused(failure) = ended else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(failure.kind, FailureKind::UnknownTunnel);
+    assert_eq!(failure.message(), "it is closed");
+    assert_eq!(device.ssh_processes(), [] as [u32; 0]);
+}
+
+#[tokio::test]
+async fn a_claim_without_a_useful_answer_fails() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    for script in ["exit 1", "echo nonsense", "yes | tr -d '\\n' | head -c 100000"] {
+        sshd.answer_claims_with(script);
+        let ended = ends(&device, &landing(sshd.port, 9)).await;
+        let Ended::Failed(fault) = ended else {
+            panic!("{ended:?}")
+        };
+        assert!(fault.reason.contains("the claim failed"), "{script}: {fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_bound_fails_and_names_it() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    let _stranger = std::net::TcpListener::bind(("127.0.0.1", sshd.granted)).unwrap();
+    let ended = ends(&device, &landing(sshd.port, 9)).await;
+    let Ended::Failed(fault) = ended else {
+        panic!("{ended:?}")
+    };
+    assert!(fault.reason.contains(&sshd.granted.to_string()), "{fault:?}");
+    assert_eq!(device.ssh_processes(), [] as [u32; 0]);
+}
