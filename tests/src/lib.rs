@@ -1,1 +1,27 @@
+//! The lab: the whole real system in one directory and in network namespaces of its own.
+//!
+//! One mechanism for the demo, the tests, the benchmarks and the fault suite. Certificates, devices, users and grants
+//! are made by the product's own commands only.
 
+pub mod accounts;
+pub mod cli;
+pub mod component;
+pub mod control;
+pub mod demo;
+pub mod enter;
+pub mod files;
+pub mod interrupt;
+pub mod lab;
+pub mod network;
+pub mod parts;
+pub mod place;
+pub mod postgres;
+pub mod process;
+pub mod programs;
+pub mod ready;
+pub mod run;
+pub mod setup;
+
+pub use control::Action;
+pub use lab::Lab;
+pub use setup::Options;

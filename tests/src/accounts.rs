@@ -1,0 +1,127 @@
+//! Accounts: what programs of the lab read from /etc/passwd, group and shadow in their private mount namespace.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{Gid, Uid, User, setgid, setgroups, setuid};
+
+use crate::files;
+use crate::place::{INSIDE, Place, TUNNEL_ACCOUNT, TUNNEL_UID, inside};
+
+/// Writes the files that hold for a place, into the lab's directory.
+///
+/// # Errors
+/// When the machine's own files cannot be read or ours cannot be written.
+pub fn write(root: &Path, place: &Place) -> Result<()> {
+    let dir = root.join(place.owner_dir());
+    for below in [
+        "home/.config",
+        "home/.cache",
+        "home/.local/share",
+        "home/.local/state",
+        "run",
+    ] {
+        files::make_dir(&dir.join(below))?;
+    }
+    files::set_mode(&dir.join("run"), 0o700)?;
+    files::set_mode(&dir.join("home"), 0o700)?;
+    let machine = files::read(Path::new("/etc/passwd"))?;
+    let home = inside(format_args!("{}/home", place.owner_dir()));
+    files::write(&dir.join("passwd"), passwd(&machine, &home))
+}
+
+/// Writes what all places share.
+///
+/// # Errors
+/// See [`write`].
+pub fn write_shared(root: &Path) -> Result<()> {
+    let dir = root.join("etc");
+    files::make_dir(&dir)?;
+    files::make_dir(&root.join("empty"))?;
+    let machine = files::read(Path::new("/etc/group"))?;
+    files::write(&dir.join("group"), group(&machine))?;
+    files::write_secret(
+        &dir.join("shadow"),
+        format!("root:*:19000:0:99999:7:::\n{TUNNEL_ACCOUNT}:*:19000:0:99999:7:::\n"),
+    )
+}
+
+/// The machine's accounts, with another home for root and the account of tunnels.
+fn passwd(machine: &str, home: &str) -> String {
+    let tunnel = format!("{TUNNEL_ACCOUNT}:x:{TUNNEL_UID}:{TUNNEL_UID}:rssh tunnels:{INSIDE}/empty:/bin/sh");
+    let root = format!("root:x:0:0:root:{home}:/bin/bash");
+    lines_without(machine, &["root", TUNNEL_ACCOUNT], [root, tunnel])
+}
+
+fn group(machine: &str) -> String {
+    lines_without(
+        machine,
+        &[TUNNEL_ACCOUNT],
+        [format!("{TUNNEL_ACCOUNT}:x:{TUNNEL_UID}:")],
+    )
+}
+
+fn lines_without<const N: usize>(machine: &str, names: &[&str], first: [String; N]) -> String {
+    let rest = machine
+        .lines()
+        .filter(|line| !names.contains(&line.split(':').next().unwrap_or_default()))
+        .map(str::to_owned);
+    first.into_iter().chain(rest).map(|line| line + "\n").collect()
+}
+
+/// Puts the place's files over those of the machine, in the calling process's mount namespace.
+pub(crate) fn bind(place: &Place) -> Result<()> {
+    let passwd = inside(format_args!("{}/passwd", place.owner_dir()));
+    for (from, to) in [
+        (passwd.as_str(), "/etc/passwd"),
+        (&inside("etc/group"), "/etc/group"),
+        (&inside("etc/shadow"), "/etc/shadow"),
+    ] {
+        mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("cannot put {from} over {to}"))?;
+    }
+    Ok(())
+}
+
+/// Gives the process another account, for good.
+pub(crate) fn become_account(name: &str) -> Result<()> {
+    let (uid, gid) = ids(name)?;
+    setgroups(&[gid])?;
+    setgid(gid)?;
+    setuid(uid).with_context(|| format!("cannot become {name}"))
+}
+
+/// The numbers of an account.
+///
+/// # Errors
+/// When the machine has no such account.
+pub fn ids(name: &str) -> Result<(Uid, Gid)> {
+    let user =
+        User::from_name(name)?.with_context(|| format!("there is no account {name}; is its package installed?"))?;
+    Ok((user.uid, user.gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_gets_another_home_and_the_tunnels_an_account() {
+        let text = passwd(
+            "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/usr/sbin/nologin\n",
+            "/h",
+        );
+        assert_eq!(
+            text,
+            "root:x:0:0:root:/h:/bin/bash\n\
+             rssh-tunnel:x:64022:64022:rssh tunnels:/run/rssh-lab/empty:/bin/sh\n\
+             daemon:x:1:1::/:/usr/sbin/nologin\n"
+        );
+    }
+
+    #[test]
+    fn an_account_of_tunnels_that_the_machine_has_does_not_count() {
+        assert_eq!(group("rssh-tunnel:x:999:\nx:x:5:\n"), "rssh-tunnel:x:64022:\nx:x:5:\n");
+    }
+}

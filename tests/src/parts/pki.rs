@@ -1,0 +1,61 @@
+//! The certificate authorities, by `rssh-serverd ca`.
+
+use anyhow::Result;
+
+use crate::files;
+use crate::parts::server;
+use crate::place::{DOMAIN, LB, inside};
+use crate::setup::Setup;
+
+/// The directory of the authorities, as programs see it.
+pub fn dir() -> String {
+    inside("pki")
+}
+
+/// A file of theirs, as programs see it.
+pub fn file(name: &str) -> String {
+    inside(format_args!("pki/{name}"))
+}
+
+/// The name that servers' host certificates are made for, and that agents expect.
+const SSH_HOST_NAME: &str = "rssh-sshd";
+
+/// Makes the authorities, and the certificates of the broker and the load balancer.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn create(setup: &Setup) -> Result<()> {
+    server::admin(
+        setup,
+        &["ca", "init", "--pki", &dir(), "--ssh-host-name", SSH_HOST_NAME],
+    )?;
+    for below in ["broker", "router"] {
+        files::make_dir(&setup.root.join(below))?;
+    }
+    tls(setup, "broker", &["--name", "broker", "--ip", &LB.to_string()])?;
+    tls(
+        setup,
+        "router",
+        &[
+            "--name",
+            &format!("*.{DOMAIN}"),
+            "--name",
+            DOMAIN,
+            "--ip",
+            &LB.to_string(),
+        ],
+    )
+}
+
+/// Makes a server's TLS certificate at `DIR/<below>/tls.{pem,key}`.
+fn tls(setup: &Setup, below: &str, names: &[&str]) -> Result<()> {
+    let (cert, key) = (
+        inside(format_args!("{below}/tls.pem")),
+        inside(format_args!("{below}/tls.key")),
+    );
+    let mut args = vec!["ca", "tls", "--pki"];
+    let pki = dir();
+    args.extend([pki.as_str(), "--cert-out", &cert, "--key-out", &key]);
+    args.extend(names);
+    server::admin(setup, &args)
+}

@@ -1,0 +1,53 @@
+//! Redis: in memory only, reached by unix socket only.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::component::Component;
+use crate::files;
+use crate::place::{Place, inside};
+use crate::ready::Ready;
+
+const SOCKET: &str = "redis/redis.sock";
+
+/// The registry as a URL.
+pub fn url() -> String {
+    format!("redis+unix://{}", inside(SOCKET))
+}
+
+/// Makes its directory.
+///
+/// # Errors
+/// When that cannot be made.
+pub fn prepare(root: &Path) -> Result<()> {
+    files::make_dir(&root.join("redis"))
+}
+
+/// The server.
+pub fn component() -> Component {
+    let socket = inside(SOCKET);
+    let dir = inside("redis");
+    Component::new(
+        "redis",
+        Place::Core,
+        &[
+            "redis-server",
+            "--port",
+            "0",
+            "--unixsocket",
+            &socket,
+            "--unixsocketperm",
+            "700",
+            "--dir",
+            &dir,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--daemonize",
+            "no",
+        ],
+    )
+    .ready(Ready::Unix(SOCKET.to_owned()))
+}

@@ -1,0 +1,162 @@
+//! The load balancer: HAProxy with the configuration that routerd renders and keeps.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::component::Component;
+use crate::files;
+use crate::parts::{broker, pki, redis, server};
+use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_USERS, Place, inside, socket};
+use crate::postgres;
+use crate::ready::{Ready, notify_variable};
+use crate::run;
+use crate::setup::{self, Setup};
+
+const ID: &str = "lb1";
+const SOCKET: &str = "router/haproxy/admin.sock";
+
+fn config() -> String {
+    inside("router/routerd.toml")
+}
+
+fn routerd(setup: &Setup, args: &[&str]) -> Result<()> {
+    let mut command = setup.programs.at(&setup.root, &Place::Core, None);
+    command.arg(setup.programs.path("rssh-routerd")).args(args);
+    run::checked(&mut command).map(drop)
+}
+
+/// Makes the router's key and request, and writes its configuration; [`pki::create`] has run.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn init(setup: &Setup) -> Result<()> {
+    let dir = setup.root.join("router");
+    files::make_dir(&dir.join("haproxy"))?;
+    routerd(setup, &["init", "--router", ID, "--dir", &inside("router")])?;
+    // The master of name keys is a router's own copy, as it would be on a machine apart.
+    let master = dir.join("name-master");
+    files::copy(&setup.root.join("pki/name-master"), &master)?;
+    files::set_mode(&master, 0o600)?;
+    // HAProxy takes a certificate and its key in one file.
+    let [cert, key] = ["tls.pem", "tls.key"].map(|name| files::read(&dir.join(name)));
+    files::write_secret(&dir.join("haproxy.pem"), cert? + &key?)?;
+    files::write(&dir.join("routerd.toml"), toml())
+}
+
+fn toml() -> String {
+    format!(
+        r#"router = "{ID}"
+state-dir = "{dir}"
+name-master = "{dir}/name-master"
+
+[haproxy]
+dir = "{dir}/haproxy"
+socket = "{socket}"
+certificate = "{dir}/haproxy.pem"
+users-ca = "{users}"
+domain = "{DOMAIN}"
+devices = ["{devices_at}"]
+users = ["{users_at}"]
+bearer = ["{bearer_at}"]
+
+[mqtt]
+brokers = ["{broker}"]
+ca = "{servers}"
+cert = "{dir}/router.pem"
+key = "{dir}/router.key"
+
+[redis]
+url = "{redis}"
+
+[database]
+url = "{database}"
+
+[registry]
+servers-ca = "{servers}"
+"#,
+        dir = inside("router"),
+        socket = inside(SOCKET),
+        users = pki::file("users-ca.pem"),
+        servers = pki::file("servers-ca.pem"),
+        devices_at = socket(LB, LB_DEVICES),
+        users_at = socket(LB, LB_USERS),
+        bearer_at = socket(LB, LB_BEARER),
+        broker = broker::address(),
+        redis = redis::url(),
+        database = postgres::url(),
+    )
+}
+
+/// Enrols the router and renders a configuration with which HAProxy can start.
+///
+/// # Errors
+/// When a command of the product fails.
+pub fn enrol(setup: &Setup) -> Result<()> {
+    server::admin(
+        setup,
+        &[
+            "router",
+            "add",
+            ID,
+            "--config",
+            &server::admin_config(),
+            "--csr",
+            &inside("router/router.csr"),
+            "--cert-out",
+            &inside("router/router.pem"),
+        ],
+    )?;
+    routerd(setup, &["render", "--config", &config()])
+}
+
+/// HAProxy and routerd.
+pub fn components(setup: &Setup) -> [Component; 2] {
+    let routerd = setup.programs.path("rssh-routerd");
+    let (variable, value) = notify_variable("routerd");
+    [
+        Component::new(
+            "haproxy",
+            Place::Core,
+            &["haproxy", "-W", "-f", &inside("router/haproxy/haproxy.cfg")],
+        )
+        .address(socket(LB, LB_USERS))
+        .ready(Ready::Unix(SOCKET.to_owned())),
+        Component::new(
+            "routerd",
+            Place::Core,
+            &[&routerd.to_string_lossy(), "run", "--config", &config()],
+        )
+        .env(&variable, value)
+        .ready(Ready::Notify),
+    ]
+}
+
+/// How many servers HAProxy sends devices to now.
+///
+/// # Errors
+/// When it does not answer.
+pub fn servers_up(root: &Path) -> Result<usize> {
+    let table = setup::ask_haproxy(root, SOCKET, "show stat -1 4 -1")?;
+    Ok(count_up(&table))
+}
+
+/// Counts the distinct servers that are up in the table of `show stat` (management guide, 9.1).
+fn count_up(table: &str) -> usize {
+    let mut lines = table.lines();
+    let header = lines.next().unwrap_or_default().trim_start_matches("# ");
+    let column = |name: &str| header.split(',').position(|field| field == name);
+    let (Some(server), Some(status)) = (column("svname"), column("status")) else {
+        return 0;
+    };
+    let mut up: Vec<&str> = lines
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split(',').collect();
+            let is_up = fields.get(status).is_some_and(|status| status.starts_with("UP"));
+            is_up.then(|| fields.get(server).copied())?
+        })
+        .collect();
+    up.sort_unstable();
+    up.dedup();
+    up.len()
+}

@@ -1,0 +1,170 @@
+//! Servers: a serverd each, with the sshd that it renders the configuration of.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+
+use crate::component::Component;
+use crate::enter::helpers;
+use crate::files;
+use crate::parts::{broker, pki, redis};
+use crate::place::{
+    DOMAIN, HEALTH_PORT, LB, LB_DEVICES, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT, inside, server_address, socket,
+};
+use crate::postgres;
+use crate::ready::{Ready, notify_variable};
+use crate::run;
+use crate::setup::Setup;
+
+/// The ports that a server leases: below those that the kernel draws for connections (32768-60999).
+const LEASE_PORTS: &str = "20000-29999";
+
+/// The id of server `n`.
+pub fn id(n: u32) -> String {
+    format!("s{n}")
+}
+
+fn dir(n: u32) -> String {
+    format!("servers/{}", id(n))
+}
+
+/// The configuration with which server `n` runs, as programs see it.
+pub fn config(n: u32) -> String {
+    inside(format_args!("{}/serverd.toml", dir(n)))
+}
+
+/// The configuration of the operator, who holds the authorities; otherwise server 1's.
+pub fn admin_config() -> String {
+    inside(format_args!("{}/admin.toml", dir(1)))
+}
+
+/// Runs one of rssh-serverd's commands of administration.
+///
+/// # Errors
+/// When it fails.
+pub fn admin(setup: &Setup, args: &[&str]) -> Result<()> {
+    let mut command = setup.programs.at(&setup.root, &Place::Core, None);
+    command.arg(setup.programs.path("rssh-serverd")).args(args);
+    run::checked(&mut command).map(drop)
+}
+
+/// Writes the configuration files of server `n`.
+///
+/// # Errors
+/// When one cannot be written.
+pub fn write_config(setup: &Setup, n: u32) -> Result<()> {
+    let dir = setup.root.join(dir(n));
+    files::make_dir(&dir.join("state"))?;
+    let config = toml(n);
+    files::write(
+        &dir.join("admin.toml"),
+        format!("{config}\n[admin]\npki = \"{}\"\n", pki::dir()),
+    )?;
+    files::write(&dir.join("serverd.toml"), config)
+}
+
+fn toml(n: u32) -> String {
+    let state = inside(format_args!("{}/state", dir(n)));
+    let sshd = inside(format_args!("{}/sshd", dir(n)));
+    let address = server_address(n);
+    let listen = SSHD_PORTS
+        .map(|port| format!("\"{}\"", socket(address, port)))
+        .join(", ");
+    format!(
+        r#"state-dir = "{state}"
+
+[public]
+domain = "{DOMAIN}"
+port = {LB_USERS}
+ssh = ["{ssh}"]
+
+[database]
+url = "{database}"
+
+[redis]
+url = "{redis}"
+
+[mqtt]
+brokers = ["{broker}"]
+ca = "{ca}"
+
+[sshd]
+address = "{address}"
+listen = [{listen}]
+ports = "{LEASE_PORTS}"
+user = "{TUNNEL_ACCOUNT}"
+dir = "{sshd}"
+helpers = "{helpers}"
+
+[http]
+listen = "{health}"
+"#,
+        ssh = socket(LB, LB_DEVICES),
+        database = postgres::url(),
+        redis = redis::url(),
+        broker = broker::address(),
+        ca = pki::file("servers-ca.pem"),
+        helpers = helpers(),
+        health = socket(address, HEALTH_PORT),
+    )
+}
+
+/// Copies sshd's two helper programs to where every account reaches them and nobody but root writes, as sshd demands.
+///
+/// # Errors
+/// When they cannot be copied.
+pub fn install_helpers(setup: &Setup) -> Result<()> {
+    let to = setup.root.join("helpers");
+    files::make_dir(&to)?;
+    for name in ["rssh-authorize", "rssh-claim"] {
+        files::copy(&setup.programs.path(name), &to.join(name))?;
+        files::set_mode(&to.join(name), 0o755)?;
+    }
+    Ok(())
+}
+
+/// Makes the tables.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn migrate(setup: &Setup) -> Result<()> {
+    admin(setup, &["migrate", "--config", &admin_config()])
+}
+
+/// Gives server `n` its id, keys, certificates and sshd configuration.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn init(setup: &Setup, n: u32) -> Result<()> {
+    let config = inside(format_args!("{}/admin.toml", dir(n)));
+    admin(setup, &["server", "init", "--config", &config, "--id", &id(n)])
+}
+
+/// The daemon and sshd of server `n`.
+pub fn components(setup: &Setup, n: u32) -> [Component; 2] {
+    let address = server_address(n);
+    let name = format!("serverd-{n}");
+    let serverd = setup.programs.path("rssh-serverd");
+    let (variable, value) = notify_variable(&name);
+    [
+        Component::new(
+            format!("sshd-{n}"),
+            Place::Core,
+            &[
+                "/usr/sbin/sshd",
+                "-D",
+                "-e",
+                "-f",
+                &inside(format_args!("{}/sshd/sshd_config", dir(n))),
+            ],
+        )
+        .ready(Ready::Tcp(SocketAddr::new(address.into(), SSHD_PORTS[0]))),
+        Component::new(
+            name,
+            Place::Core,
+            &[&serverd.to_string_lossy(), "run", "--config", &config(n)],
+        )
+        .env(&variable, value)
+        .ready(Ready::Health(SocketAddr::new(address.into(), HEALTH_PORT))),
+    ]
+}
