@@ -1,0 +1,158 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use rssh_mqtt::identity;
+use rssh_proto::RouterId;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, ConfigError};
+use crate::files::Files;
+use crate::route::{Local, Routes};
+use crate::state::State;
+use crate::verify::{CaError, Verifier};
+
+/// Exit code for a configuration that cannot be used (sysexits.h: EX_CONFIG).
+const EX_CONFIG: u8 = 78;
+
+/// Keeps HAProxy equal to the registry of servers.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Makes this router's private key, and the request for its certificate.
+    Init {
+        /// The router's id, such as lb1.
+        #[arg(long)]
+        router: RouterId,
+        /// Where router.key and router.csr go.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Writes haproxy.cfg and its maps from the last good registry, so that HAProxy can start.
+    Render {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Follows the registry until SIGTERM.
+    Run {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Checks the configuration and the files it names.
+    CheckConfig {
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+/// Runs the program.
+pub fn main(args: Args) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    match execute(args.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rssh-routerd: {error:#}");
+            let config = error
+                .chain()
+                .any(|cause| cause.is::<ConfigError>() || cause.is::<CaError>());
+            ExitCode::from(if config { EX_CONFIG } else { 1 })
+        }
+    }
+}
+
+fn execute(verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Init { router, dir } => init(&router, &dir),
+        Verb::Render { config } => render(Config::load(&config)?),
+        Verb::CheckConfig { config } => check(&Config::load(&config)?),
+        Verb::Run { config } => {
+            let config = Config::load(&config)?;
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?
+                .block_on(async { crate::daemon::run(config, terminated()?).await })
+        }
+    }
+}
+
+/// A future that is over with SIGTERM or SIGINT.
+fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn init(router: &RouterId, dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    let request = dir.join("router.csr");
+    identity::request_certificate(router.as_str(), &dir.join("router.key"), &request)?;
+    println!("{}", request.display());
+    Ok(())
+}
+
+fn render(config: Config) -> anyhow::Result<()> {
+    let (master, previous) = config.masters()?;
+    let verifier = Verifier::load(&config.registry.servers_ca)?;
+    let mut routes = Routes::default();
+    for (server, text) in State::new(&config.state_dir)?.load()?.unwrap_or_default() {
+        match verifier.verify(&server, &text, std::time::SystemTime::now()) {
+            Ok(verified) => routes.handle_registration(verified, crate::route::Source::Database),
+            Err(error) => tracing::warn!(%server, "not rendered: {error}"),
+        }
+    }
+    let mut files = Files::new(config.haproxy.clone())?;
+    let (revoked_users, revoked_serials) = files.revoked()?;
+    let local = Local {
+        master,
+        previous,
+        revoked_users,
+        revoked_serials,
+    };
+    files.write(&routes.desired(&local))?;
+    println!("{}", config.haproxy.dir.join("haproxy.cfg"));
+    Ok(())
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    config.masters()?;
+    Verifier::load(&config.registry.servers_ca)?;
+    crate::source::redis::client(&config.redis.url).map_err(|error| value("redis.url", &error))?;
+    crate::source::postgres::options(&config.database.url).map_err(|error| value("database.url", &error))?;
+    for (key, path) in [
+        ("haproxy.certificate", config.haproxy.certificate.path()),
+        ("haproxy.users-ca", config.haproxy.users_ca.path()),
+        ("mqtt.ca", &config.mqtt.ca),
+        ("mqtt.cert", &config.mqtt.cert),
+        ("mqtt.key", &config.mqtt.key),
+    ] {
+        std::fs::File::open(path).map_err(|error| value(key, &format!("{}: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn value(key: &'static str, reason: &dyn ToString) -> ConfigError {
+    ConfigError::Value {
+        key,
+        reason: reason.to_string(),
+    }
+}

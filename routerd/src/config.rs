@@ -1,0 +1,426 @@
+//! `routerd.toml`.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rssh_mqtt::{IdentityFiles, identity};
+use rssh_proto::duration::Span;
+use rssh_proto::name::{NameMaster, ProxyDomain};
+use rssh_proto::{HostPort, RouterId};
+use serde::Deserialize;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a routerd configuration: {reason}")]
+    Syntax { path: PathBuf, reason: String },
+    #[error("{key} in the configuration is not usable: {reason}")]
+    Value { key: &'static str, reason: String },
+}
+
+/// A path that can stand in HAProxy's configuration and in a runtime command as it is: absolute, and of letters,
+/// digits, `.`, `_`, `-` and `/` only.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PlainPath(String);
+
+impl FromStr for PlainPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/".contains(&b);
+        if text.starts_with('/') && text.len() < 256 && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!(
+                "not a path that HAProxy can take: {}; use an absolute one of letters, digits, . _ - and /",
+                rssh_proto::text::quoted(text, 80)
+            ))
+        }
+    }
+}
+
+impl TryFrom<String> for PlainPath {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl PlainPath {
+    /// The path as the standard library has it.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+
+    /// A path below this one; `name` is one of our own file names.
+    #[must_use]
+    pub fn join(&self, name: &str) -> Self {
+        Self(format!("{}/{name}", self.0.trim_end_matches('/')))
+    }
+}
+
+impl fmt::Display for PlainPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Where HAProxy writes its log.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum LogTarget {
+    Stdout,
+    /// A unix datagram socket, such as `/dev/log`.
+    Socket(PlainPath),
+    /// A syslog server, by UDP.
+    Udp(SocketAddr),
+}
+
+impl TryFrom<String> for LogTarget {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "stdout" => Ok(Self::Stdout),
+            path if path.starts_with('/') => path.parse().map(Self::Socket),
+            other => other
+                .parse()
+                .map(Self::Udp)
+                .map_err(|_| "not a log target; use stdout, the path of a unix socket or IP:PORT".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for LogTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("stdout"),
+            Self::Socket(path) => path.fmt(f),
+            Self::Udp(address) => address.fmt(f),
+        }
+    }
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    pub router: RouterId,
+    /// What survives a restart: the last good registry.
+    pub state_dir: PathBuf,
+    /// The master of the servers' name keys, mode 0600.
+    pub name_master: PathBuf,
+    /// The master before the last change, while names signed by its keys are still about.
+    #[serde(default)]
+    pub name_master_previous: Option<PathBuf>,
+    pub haproxy: HaproxyConfig,
+    pub mqtt: MqttConfig,
+    pub redis: UrlConfig,
+    pub database: UrlConfig,
+    pub registry: RegistryConfig,
+}
+
+/// `[haproxy]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct HaproxyConfig {
+    /// Where `haproxy.cfg` and `maps/` are written.
+    pub dir: PlainPath,
+    /// The admin socket.
+    pub socket: PlainPath,
+    /// The group that may use the admin socket too; only HAProxy's own user when absent.
+    #[serde(default)]
+    pub socket_group: Option<AccountName>,
+    /// Certificate, chain and key of `*.<domain>` in one PEM file.
+    pub certificate: PlainPath,
+    /// The CA that users' certificates descend from.
+    pub users_ca: PlainPath,
+    pub domain: ProxyDomain,
+    /// Where the doors listen.
+    pub devices: Vec<SocketAddr>,
+    pub users: Vec<SocketAddr>,
+    #[serde(default)]
+    pub bearer: Vec<SocketAddr>,
+    #[serde(default = "stdout")]
+    pub log: LogTarget,
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+fn stdout() -> LogTarget {
+    LogTarget::Stdout
+}
+
+/// The name of a unix account or group.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct AccountName(String);
+
+impl TryFrom<String> for AccountName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+        if (1..=32).contains(&text.len()) && !text.starts_with('-') && text.bytes().all(valid) {
+            Ok(Self(text))
+        } else {
+            Err("not the name of a group".to_owned())
+        }
+    }
+}
+
+impl fmt::Display for AccountName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// `[haproxy.limits]`: how much HAProxy takes on.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections at once, by door.
+    pub devices: u32,
+    pub users: u32,
+    pub bearer: u32,
+    /// New connections per second, by door.
+    pub devices_rate: u32,
+    pub users_rate: u32,
+    pub bearer_rate: u32,
+    /// How often a server's health is asked for.
+    pub check_interval: Span,
+    /// How long a connection may be silent.
+    pub silence: Span,
+    /// How long the old process lives on after a reload.
+    pub hard_stop: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            devices: 50_000,
+            users: 20_000,
+            bearer: 2000,
+            devices_rate: 500,
+            users_rate: 1000,
+            bearer_rate: 100,
+            check_interval: Span::seconds(1),
+            silence: Span::seconds(86_400),
+            hard_stop: Span::seconds(86_400),
+        }
+    }
+}
+
+/// `[mqtt]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MqttConfig {
+    pub brokers: Vec<HostPort>,
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    #[serde(default = "keep_alive")]
+    pub keep_alive: Span,
+}
+
+fn keep_alive() -> Span {
+    Span::seconds(30)
+}
+
+impl MqttConfig {
+    /// The files of our identity.
+    pub fn identity(&self) -> IdentityFiles {
+        IdentityFiles {
+            ca: self.ca.clone(),
+            cert: self.cert.clone(),
+            key: self.key.clone(),
+        }
+    }
+}
+
+/// `[redis]` and `[database]`
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct UrlConfig {
+    /// May hold a password: never printed.
+    pub url: String,
+}
+
+impl fmt::Debug for UrlConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UrlConfig(..)")
+    }
+}
+
+/// `[registry]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// The CA that servers' certificates descend from.
+    pub servers_ca: PathBuf,
+    /// How often Redis and PostgreSQL are read as a whole; changes come sooner.
+    #[serde(default = "reconcile")]
+    pub reconcile: Span,
+}
+
+fn reconcile() -> Span {
+    Span::seconds(5)
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or says something that cannot work.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, reason: &str| ConfigError::Value {
+            key,
+            reason: reason.to_owned(),
+        };
+        let haproxy = &self.haproxy;
+        for (key, list) in [("haproxy.devices", &haproxy.devices), ("haproxy.users", &haproxy.users)] {
+            if list.is_empty() {
+                return Err(value(key, "the list is empty; name at least one IP:PORT"));
+            }
+        }
+        if self.mqtt.brokers.is_empty() {
+            return Err(value("mqtt.brokers", "the list is empty; name at least one HOST:PORT"));
+        }
+        // A unix socket's path has at most 107 bytes, and HAProxy adds ".<pid>.tmp" to it while it binds.
+        if haproxy.socket.to_string().len() > 90 || haproxy.dir.to_string().len() > 74 {
+            return Err(value(
+                "haproxy.dir or haproxy.socket",
+                "too long for a unix socket; use a shorter one",
+            ));
+        }
+        let limits = &haproxy.limits;
+        let counts = [
+            ("haproxy.limits.devices", limits.devices),
+            ("haproxy.limits.users", limits.users),
+            ("haproxy.limits.bearer", limits.bearer),
+            ("haproxy.limits.devices-rate", limits.devices_rate),
+            ("haproxy.limits.users-rate", limits.users_rate),
+            ("haproxy.limits.bearer-rate", limits.bearer_rate),
+        ];
+        for (key, count) in counts {
+            if !(1..=2_000_000).contains(&count) {
+                return Err(value(key, "must be from 1 to 2000000"));
+            }
+        }
+        let spans = [
+            ("haproxy.limits.check-interval", limits.check_interval, 100, 60_000),
+            ("haproxy.limits.silence", limits.silence, 60_000, 2_000_000_000),
+            ("haproxy.limits.hard-stop", limits.hard_stop, 1000, 2_000_000_000),
+            ("registry.reconcile", self.registry.reconcile, 100, 600_000),
+            ("mqtt.keep-alive", self.mqtt.keep_alive, 5000, 3_600_000),
+        ];
+        for (key, span, least, most) in spans {
+            if !(least..=most).contains(&span.duration().as_millis()) {
+                return Err(value(key, &format!("must be from {least}ms to {most}ms")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the current master and, where there is one, the previous.
+    ///
+    /// # Errors
+    /// When a file is missing, exposed or not a master.
+    pub fn masters(&self) -> Result<(NameMaster, Option<NameMaster>), ConfigError> {
+        let read = |key, path: &Path| -> Result<NameMaster, ConfigError> {
+            let value = |reason: String| ConfigError::Value { key, reason };
+            let bytes = identity::read_secret(path).map_err(|error| value(error.to_string()))?;
+            String::from_utf8_lossy(&bytes)
+                .parse()
+                .map_err(|error| value(format!("{}: {error}", path.display())))
+        };
+        let previous = self.name_master_previous.as_deref();
+        Ok((
+            read("name-master", &self.name_master)?,
+            previous.map(|path| read("name-master-previous", path)).transpose()?,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        router = "lb1"
+        state-dir = "/s"
+        name-master = "/m"
+        [haproxy]
+        dir = "/d"
+        socket = "/d/admin.sock"
+        certificate = "/c.pem"
+        users-ca = "/u.pem"
+        domain = "proxy.test"
+        devices = ["127.0.0.1:2222"]
+        users = ["127.0.0.1:8443"]
+        [mqtt]
+        brokers = ["127.0.0.1:8883"]
+        ca = "/a"
+        cert = "/b"
+        key = "/c"
+        [redis]
+        url = "redis+unix:///r.sock"
+        [database]
+        url = "postgres://u:secret@localhost/rssh"
+        [registry]
+        servers-ca = "/s.pem"
+    "#;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_configuration_reads_with_its_defaults_and_does_not_print_passwords() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.haproxy.log, LogTarget::Stdout);
+        assert!(config.haproxy.bearer.is_empty());
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn text_that_haproxy_could_take_for_more_than_a_path_or_a_name_is_refused() {
+        for (good, bad) in [
+            ("dir = \"/d\"", "dir = \"/d;x\""),
+            ("dir = \"/d\"", "dir = \"/d x\""),
+            ("dir = \"/d\"", "dir = \"d\""),
+            ("dir = \"/d\"", "dir = \"/d\\nglobal\""),
+            ("\"/c.pem\"", "\"/c.pem no-tls13\""),
+            ("proxy.test", "proxy.test}$' } #"),
+            ("router = \"lb1\"", "router = \"lb/1\""),
+            ("users = [\"127.0.0.1:8443\"]", "users = []"),
+            ("state-dir", "state-dri"),
+            ("[mqtt]", "limits = { check-interval = \"1ms\" }\n[mqtt]"),
+        ] {
+            assert!(GOOD.contains(good), "{good}");
+            assert!(parse(&GOOD.replacen(good, bad, 1)).is_err(), "{bad}");
+        }
+    }
+}

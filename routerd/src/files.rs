@@ -1,0 +1,118 @@
+//! The files that HAProxy starts from: written before anything is told to it, each in one step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rssh_mqtt::{IdentityError, identity};
+
+use crate::config::HaproxyConfig;
+use crate::render::{self, TemplateError};
+use crate::route::{Desired, Map, Serial};
+
+/// Why the files could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Write(#[from] IdentityError),
+    #[error("cannot make the directory {path}: {source}")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}, line {line}: {reason}")]
+    Revoked { path: PathBuf, line: usize, reason: String },
+}
+
+/// Writes HAProxy's files, and remembers what they say.
+pub struct Files {
+    haproxy: HaproxyConfig,
+    written: BTreeMap<PathBuf, String>,
+}
+
+impl Files {
+    /// Makes the directories.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn new(haproxy: HaproxyConfig) -> Result<Self, FilesError> {
+        let maps = haproxy.dir.join("maps");
+        fs::create_dir_all(maps.path()).map_err(|source| FilesError::Directory {
+            path: maps.path().to_owned(),
+            source,
+        })?;
+        let mut files = Self {
+            haproxy,
+            written: BTreeMap::new(),
+        };
+        for map in Map::ALL.into_iter().filter(|map| map.is_operators()) {
+            let path = render::map_path(&files.haproxy, map);
+            if !path.path().exists() {
+                files.put(path.path(), String::new(), false)?;
+            }
+        }
+        Ok(files)
+    }
+
+    /// Makes the files say what is desired; one that already does is left alone.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub fn write(&mut self, desired: &Desired) -> Result<(), FilesError> {
+        for (map, rows) in desired.maps.iter().filter(|(map, _)| !map.is_operators()) {
+            let path = render::map_path(&self.haproxy, *map);
+            self.put(path.path(), render::map(rows), map.is_secret())?;
+        }
+        let text = render::configuration(&self.haproxy, desired)?;
+        self.put(self.haproxy.dir.join("haproxy.cfg").path(), text, false)
+    }
+
+    fn put(&mut self, path: &Path, text: String, secret: bool) -> Result<(), FilesError> {
+        if self.written.get(path) == Some(&text) {
+            return Ok(());
+        }
+        let write = if secret {
+            identity::write_secret
+        } else {
+            identity::write_public
+        };
+        write(path, text.as_bytes())?;
+        self.written.insert(path.to_owned(), text);
+        Ok(())
+    }
+
+    /// Reads which users and certificates the operator has revoked.
+    ///
+    /// # Errors
+    /// When a file cannot be read or a line is not an id: then what was read before must stand.
+    pub fn revoked<U>(&self) -> Result<(BTreeSet<U>, BTreeSet<Serial>), FilesError>
+    where
+        U: FromStr<Err: std::fmt::Display> + Ord,
+    {
+        Ok((self.keys(Map::RevokedUsers)?, self.keys(Map::RevokedSerials)?))
+    }
+
+    fn keys<K: FromStr<Err: std::fmt::Display> + Ord>(&self, map: Map) -> Result<BTreeSet<K>, FilesError> {
+        let path = render::map_path(&self.haproxy, map).path().to_owned();
+        let text = fs::read_to_string(&path).map_err(|source| FilesError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let lines = text.lines().enumerate().filter_map(|(index, line)| {
+            let key = line.split_whitespace().next()?;
+            (!key.starts_with('#')).then_some((index, key))
+        });
+        lines
+            .map(|(index, key)| {
+                key.parse().map_err(|error: K::Err| FilesError::Revoked {
+                    path: path.clone(),
+                    line: index + 1,
+                    reason: error.to_string(),
+                })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,461 @@
+//! What is known of the servers, and what HAProxy should therefore do. Pure: no clock, no input, no output.
+//!
+//! ```text
+//!                registration            offline, draining (MQTT or registry)
+//!     unknown ----------------> landing ------------------------------------> routed
+//!        ^                         ^  \                                          |
+//!        |                         |   \------ serving, generation >= ours ------/
+//!        |                         |
+//!        \-- PostgreSQL: lost, or no row and none in Redis ----------------------
+//! ```
+//! *Routed*: users reach its tunnels. *Landing*: devices' logins go to it too. What is missing somewhere takes nothing
+//! away; only a statement does: an "offline" takes the landings, and the database's word takes the routes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use rssh_proto::name::NameMaster;
+use rssh_proto::payload::{ServerState, ServerStatus};
+use rssh_proto::registration::{Registration, SignedRegistration};
+use rssh_proto::{Generation, ServerId, UserId};
+
+use crate::verify::Verified;
+
+/// One ssh address of a server, as a server of HAProxy's pool: `<id>_<n>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PoolName {
+    pub server: ServerId,
+    pub index: usize,
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.server, self.index)
+    }
+}
+
+/// A server of HAProxy's pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolServer {
+    pub address: SocketAddr,
+    pub health: SocketAddr,
+    /// 0 to 256; 0 takes no landings.
+    pub weight: u16,
+    /// Whether landings and health checks are on at all.
+    pub enabled: bool,
+}
+
+/// HAProxy's maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Map {
+    Addresses,
+    KeysCurrent,
+    KeysPrevious,
+    RevokedUsers,
+    RevokedSerials,
+}
+
+impl Map {
+    pub const ALL: [Self; 5] = [
+        Self::Addresses,
+        Self::KeysCurrent,
+        Self::KeysPrevious,
+        Self::RevokedUsers,
+        Self::RevokedSerials,
+    ];
+
+    /// The name of its file.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Addresses => "addresses.map",
+            Self::KeysCurrent => "keys-current.map",
+            Self::KeysPrevious => "keys-previous.map",
+            Self::RevokedUsers => "revoked-users.map",
+            Self::RevokedSerials => "revoked-serials.map",
+        }
+    }
+
+    /// Whether its values are secrets.
+    pub fn is_secret(self) -> bool {
+        matches!(self, Self::KeysCurrent | Self::KeysPrevious)
+    }
+
+    /// Whether the operator writes the file, and routerd only reads it.
+    pub fn is_operators(self) -> bool {
+        matches!(self, Self::RevokedUsers | Self::RevokedSerials)
+    }
+}
+
+/// A map's rows.
+pub type Rows = BTreeMap<String, String>;
+
+/// What HAProxy should be doing.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    pub pool: BTreeMap<PoolName, PoolServer>,
+    pub maps: BTreeMap<Map, Rows>,
+}
+
+impl fmt::Debug for Desired {
+    /// Shows the pool and the maps' keys; values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<_> = self.maps.iter().map(|(map, rows)| (map, rows.keys())).collect();
+        f.debug_struct("Desired")
+            .field("pool", &self.pool)
+            .field("maps", &keys)
+            .finish()
+    }
+}
+
+/// A user's certificate serial number: lower-case hexadecimal without leading zeros.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Serial(String);
+
+impl std::str::FromStr for Serial {
+    type Err = String;
+
+    /// Takes the forms that tools print: with colons, leading zeros and capitals.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits: String = text.chars().filter(|c| *c != ':').collect();
+        let digits = digits.trim_start_matches('0').to_ascii_lowercase();
+        // RFC 5280, 4.1.2.2: at most 20 octets.
+        if (1..=40).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            Ok(Self(digits))
+        } else {
+            Err(format!("not a serial number: {}", rssh_proto::text::quoted(text, 60)))
+        }
+    }
+}
+
+/// What does not come from the registry.
+#[derive(Clone)]
+pub struct Local {
+    pub master: NameMaster,
+    pub previous: Option<NameMaster>,
+    pub revoked_users: BTreeSet<UserId>,
+    pub revoked_serials: BTreeSet<Serial>,
+}
+
+/// A server's row in PostgreSQL.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    pub server: ServerId,
+    pub generation: Generation,
+    /// Another server has found it lost, at this generation.
+    pub lost: bool,
+}
+
+/// Where the registry is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Redis,
+    Database,
+}
+
+/// What one server is known by.
+#[derive(Debug, Clone)]
+struct Entry {
+    registration: Registration,
+    signed: SignedRegistration,
+    /// Whether the last look into Redis found it.
+    in_redis: bool,
+    /// What the last complete look into PostgreSQL found; nothing before the first that began after the entry came.
+    in_database: Option<bool>,
+    /// Orders the claims to an address: the first keeps it.
+    claim: u64,
+}
+
+/// All that is known.
+#[derive(Debug, Default)]
+pub struct Routes {
+    entries: BTreeMap<ServerId, Entry>,
+    /// The newest MQTT status of each server; it may come before the registration.
+    statuses: BTreeMap<ServerId, (Generation, ServerState)>,
+    /// Servers that PostgreSQL calls lost: an entry up to this generation is a dead one's.
+    lost: BTreeMap<ServerId, Generation>,
+    claims: u64,
+    revision: u64,
+    redis_up: bool,
+    database_up: bool,
+}
+
+impl Routes {
+    /// Takes a verified entry. One that is not newer than a known one changes nothing, and a lost server's neither.
+    pub fn handle_registration(&mut self, verified: Verified, source: Source) {
+        let Verified { registration, signed } = verified;
+        let server = registration.server.clone();
+        if self
+            .lost
+            .get(&server)
+            .is_some_and(|lost| registration.generation <= *lost)
+        {
+            return;
+        }
+        let age = |registration: &Registration| (registration.generation, registration.counter);
+        if let Some(known) = self.entries.get_mut(&server) {
+            known.in_redis |= source == Source::Redis;
+            if age(&registration) <= age(&known.registration) {
+                return;
+            }
+            if registration.address.to_canonical() != known.registration.address.to_canonical() {
+                self.claims += 1;
+                known.claim = self.claims;
+            }
+            if without_load(&registration) != without_load(&known.registration) {
+                self.revision += 1;
+            }
+            known.registration = registration;
+            known.signed = signed;
+            return;
+        }
+        self.claims += 1;
+        let entry = Entry {
+            registration,
+            signed,
+            in_redis: source == Source::Redis,
+            in_database: None,
+            claim: self.claims,
+        };
+        self.entries.insert(server, entry);
+        self.revision += 1;
+    }
+
+    /// Takes which servers a complete look into Redis found, verified or not.
+    pub fn handle_redis(&mut self, present: &BTreeSet<ServerId>) {
+        self.redis_up = true;
+        for (server, entry) in &mut self.entries {
+            entry.in_redis = present.contains(server);
+        }
+        self.sweep();
+    }
+
+    /// Takes a complete look into PostgreSQL. `known_before` are the servers that were known when it began: of others
+    /// it can say nothing.
+    pub fn handle_database(&mut self, rows: &[Row], known_before: &BTreeSet<ServerId>) {
+        self.database_up = true;
+        self.lost = rows
+            .iter()
+            .filter(|row| row.lost)
+            .map(|row| (row.server.clone(), row.generation))
+            .collect();
+        let present: BTreeSet<&ServerId> = rows.iter().map(|row| &row.server).collect();
+        for (server, entry) in &mut self.entries {
+            if present.contains(server) {
+                entry.in_database = Some(true);
+            } else if known_before.contains(server) {
+                entry.in_database = Some(false);
+            }
+        }
+        self.sweep();
+    }
+
+    /// Drops the servers that PostgreSQL calls lost, and those that neither it nor Redis has.
+    fn sweep(&mut self) {
+        let (lost, redis_up, before) = (&self.lost, self.redis_up, self.entries.len());
+        self.entries.retain(|server, entry| {
+            let lost = lost
+                .get(server)
+                .is_some_and(|lost| entry.registration.generation <= *lost);
+            let gone = redis_up && !entry.in_redis && entry.in_database == Some(false);
+            !lost && !gone
+        });
+        if self.entries.len() != before {
+            self.revision += 1;
+        }
+    }
+
+    /// Takes that a source does not answer. The routes stay.
+    pub fn handle_away(&mut self, source: Source) {
+        match source {
+            Source::Redis => self.redis_up = false,
+            Source::Database => self.database_up = false,
+        }
+    }
+
+    /// Takes a server's status; one with a generation below a known one is late and means nothing.
+    pub fn handle_status(&mut self, server: &ServerId, status: &ServerStatus) {
+        let registered = self.entries.get(server).map(|entry| entry.registration.generation);
+        let stated = self.statuses.get(server).map(|(generation, _)| *generation);
+        if registered.max(stated).is_some_and(|known| status.generation < known) {
+            return;
+        }
+        self.statuses.insert(server.clone(), (status.generation, status.state));
+    }
+
+    /// Whether a part of the registry is away, so that the routes are the last good ones.
+    pub fn is_stale(&self) -> bool {
+        !self.redis_up || !self.database_up
+    }
+
+    /// Grows with every change that a restart must not forget: all but loads and counters.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The servers that are known now.
+    pub fn known(&self) -> BTreeSet<ServerId> {
+        self.entries.keys().cloned().collect()
+    }
+
+    /// Whether anything is known of a server.
+    pub fn knows(&self, server: &ServerId) -> bool {
+        self.entries.contains_key(server)
+    }
+
+    /// The entries as they were signed, in the order of their claims: what to start from after a restart.
+    pub fn signed(&self) -> Vec<(&ServerId, &SignedRegistration)> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|(_, entry)| entry.claim);
+        entries
+            .into_iter()
+            .map(|(server, entry)| (server, &entry.signed))
+            .collect()
+    }
+
+    /// Servers that are not routed because another had their address first, each with that other.
+    pub fn conflicts(&self) -> Vec<(&ServerId, &ServerId)> {
+        let holders = self.holders();
+        self.entries
+            .iter()
+            .filter_map(|(server, entry)| {
+                let holder = *holders.get(&entry.registration.address.to_canonical())?;
+                (holder != server).then_some((server, holder))
+            })
+            .collect()
+    }
+
+    /// Who has each address: the first that claimed it.
+    fn holders(&self) -> BTreeMap<IpAddr, &ServerId> {
+        let mut holders: BTreeMap<IpAddr, (&ServerId, u64)> = BTreeMap::new();
+        for (server, entry) in &self.entries {
+            let address = entry.registration.address.to_canonical();
+            let holder = holders.entry(address).or_insert((server, entry.claim));
+            if entry.claim < holder.1 {
+                *holder = (server, entry.claim);
+            }
+        }
+        holders
+            .into_iter()
+            .map(|(address, (server, _))| (address, server))
+            .collect()
+    }
+
+    /// What a server is doing: the newer word of registry and MQTT; of equally new ones the more cautious.
+    fn state(&self, server: &ServerId, registration: &Registration) -> ServerState {
+        let caution = |state: ServerState| match state {
+            ServerState::Serving => 0,
+            ServerState::Draining => 1,
+            ServerState::Offline => 2,
+        };
+        match self.statuses.get(server) {
+            Some((generation, state)) if *generation > registration.generation => *state,
+            Some((generation, state)) if *generation == registration.generation => {
+                if caution(*state) > caution(registration.state) {
+                    *state
+                } else {
+                    registration.state
+                }
+            }
+            _ => registration.state,
+        }
+    }
+
+    /// What HAProxy should be doing.
+    pub fn desired(&self, local: &Local) -> Desired {
+        let mut desired = Desired {
+            maps: Map::ALL.map(|map| (map, Rows::new())).into(),
+            ..Desired::default()
+        };
+        let mut row = |map, key: &str, value: String| {
+            if let Some(rows) = desired.maps.get_mut(&map) {
+                rows.insert(key.to_owned(), value);
+            }
+        };
+        for user in &local.revoked_users {
+            row(Map::RevokedUsers, user.as_str(), "1".to_owned());
+        }
+        for serial in &local.revoked_serials {
+            row(Map::RevokedSerials, &serial.0, "1".to_owned());
+        }
+        let holders = self.holders();
+        let largest = self
+            .entries
+            .values()
+            .map(|entry| entry.registration.capacity)
+            .max()
+            .unwrap_or(0);
+        for (server, entry) in &self.entries {
+            let registration = &entry.registration;
+            let address = registration.address.to_canonical();
+            if holders.get(&address) != Some(&server) {
+                continue;
+            }
+            row(Map::Addresses, server.as_str(), address.to_string());
+            row(Map::KeysCurrent, server.as_str(), local.master.key(server).to_base64());
+            if let Some(previous) = &local.previous {
+                row(Map::KeysPrevious, server.as_str(), previous.key(server).to_base64());
+            }
+            let state = self.state(server, registration);
+            let lands = state == ServerState::Serving && entry.in_database != Some(false);
+            let weight = if lands { weight(registration, largest) } else { 0 };
+            for (index, ssh) in registration.ssh.iter().enumerate() {
+                let name = PoolName {
+                    server: server.clone(),
+                    index,
+                };
+                let pool_server = PoolServer {
+                    address: canonical(*ssh),
+                    health: canonical(registration.health),
+                    weight,
+                    enabled: state != ServerState::Offline,
+                };
+                desired.pool.insert(name, pool_server);
+            }
+        }
+        desired
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// A registration but for what changes with every heartbeat.
+fn without_load(registration: &Registration) -> Registration {
+    Registration {
+        counter: 0,
+        tunnels: 0,
+        load: 0.0,
+        ..registration.clone()
+    }
+}
+
+/// HAProxy's largest weight.
+pub const MAX_WEIGHT: u16 = 256;
+/// Weights move in steps, so that a tunnel more or less changes nothing in HAProxy.
+const WEIGHT_STEP: u16 = 16;
+
+/// The weight of each of a server's ssh addresses: its free capacity, less what its load says is not really free, as a
+/// share of the largest server's capacity. 0 only when it is full.
+fn weight(registration: &Registration, largest: u32) -> u16 {
+    let free = registration.capacity.saturating_sub(registration.tunnels);
+    if free == 0 || largest == 0 {
+        return 0;
+    }
+    // A number that is none comes out as fully loaded.
+    let idle = if registration.load.is_finite() {
+        1.0 - registration.load.clamp(0.0, 1.0)
+    } else {
+        0.0
+    };
+    let share = f64::from(free) / f64::from(largest) * f64::from(idle);
+    let addresses = registration.ssh.len().max(1) as f64;
+    let exact = share * f64::from(MAX_WEIGHT) / addresses;
+    let steps = (exact / f64::from(WEIGHT_STEP)).round() as u16;
+    (steps * WEIGHT_STEP).clamp(1, MAX_WEIGHT)
+}
+
+#[cfg(test)]
+#[path = "route_tests.rs"]
+mod tests;
