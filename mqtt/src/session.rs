@@ -13,7 +13,7 @@ use std::time::Duration;
 use rssh_proto::HostPort;
 use rssh_proto::id::random_hex;
 use rssh_proto::payload;
-use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::{Error as MqttError, QoS};
 use rumqttc::v5::mqttbytes::v5::{
     ConnectReturnCode, Filter, LastWill, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
 };
@@ -67,6 +67,8 @@ pub enum Down {
     Unreachable { broker: HostPort, reason: String },
     #[error("the broker {broker} and this program do not accept each other's certificates: {reason}")]
     Certificate { broker: HostPort, reason: String },
+    #[error("the broker {broker} does not know this identity")]
+    NotEnrolled { broker: HostPort },
     #[error("the broker {broker} refused the session: {reason}")]
     Refused { broker: HostPort, reason: String },
     #[error("the broker {broker} refused the subscription to {filter}")]
@@ -400,14 +402,16 @@ fn down(broker: &HostPort, error: &ConnectionError) -> Down {
         ConnectionError::Tls(rumqttc::TlsError::Io(io)) if is_tls(io) => Down::Certificate { broker, reason },
         ConnectionError::Io(io) if is_tls(io) => Down::Certificate { broker, reason },
         ConnectionError::MqttState(StateError::Io(io)) if is_tls(io) => Down::Certificate { broker, reason },
+        // With TLS 1.3 the broker's alert on our certificate comes after our side of the handshake is done.
+        ConnectionError::MqttState(StateError::Deserialization(MqttError::Io(io))) if is_tls(io) => {
+            Down::Certificate { broker, reason }
+        }
+        ConnectionError::ConnectionRefused(
+            ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword,
+        ) => Down::NotEnrolled { broker },
         ConnectionError::ConnectionRefused(code) => Down::Refused {
             broker,
-            reason: match code {
-                ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword => {
-                    "this identity is not enrolled there".to_owned()
-                }
-                other => format!("{other:?}"),
-            },
+            reason: format!("{code:?}"),
         },
         _ => Down::Unreachable { broker, reason },
     }
