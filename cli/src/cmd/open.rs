@@ -1,0 +1,174 @@
+//! `rssh open`: a tunnel, proven.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use rssh_proto::payload::{OpenRequest, Operation, TunnelInfo};
+use rssh_proto::{FailureKind, HostPort, Target, TunnelId};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use crate::args::{Common, OpenArgs, seconds};
+use crate::cache::Cache;
+use crate::cmd::{NAME_PAUSES, TRY, identify, name_of};
+use crate::control::Control;
+use crate::error::Error;
+use crate::lb::{Balancer, LbError, Proof};
+use crate::output::{self, TunnelObject};
+use crate::progress::Progress;
+use crate::request::{Answer, Ask};
+use crate::signals::Signals;
+
+type Dialled = JoinHandle<Result<TcpStream, LbError>>;
+
+/// Runs the command.
+///
+/// # Errors
+/// The named failure; the tunnel is given up then.
+pub async fn run(common: &Common, args: &OpenArgs) -> Result<(), Error> {
+    let (profile, tls) = identify(common)?;
+    let balancer = Balancer::new(profile.lb.clone(), tls.clone());
+    let mut control = Control::start(&profile, tls);
+    // The load balancer takes the connection while the request is on its way; the name follows.
+    let dialled: Dialled = tokio::spawn({
+        let balancer = balancer.clone();
+        async move { balancer.dial().await }
+    });
+    let mut signals = Signals::watch()?;
+    let target = args.target.given().unwrap_or_else(Target::ssh);
+    let deadline = Instant::now() + args.timeout.duration();
+    let mut ask = control.ask_by(
+        Operation::Open(OpenRequest {
+            device: args.device.clone(),
+            target: target.clone(),
+            remote_port: args.remote_port.map(Into::into),
+            ttl_s: Some(seconds(args.ttl)),
+            idle_s: args.idle.map(seconds),
+            new: args.new,
+            hold: true,
+        }),
+        args.timeout,
+        deadline,
+    );
+    let progress = Progress::of(&args.device, common.quiet || args.json);
+    let opened = signals
+        .or(open(&mut control, &mut ask, &progress, &balancer, dialled, deadline))
+        .await;
+    progress.end(opened.is_ok());
+    let told = match &opened {
+        Ok((info, proof)) => {
+            Cache::of(&profile).put(info, SystemTime::now());
+            print(info, proof, args.json)
+        }
+        Err(error) => Err(error.clone()),
+    };
+    // A tunnel whose name nobody learns is of no use to anyone.
+    if told.is_err()
+        && let Some(tunnel) = ask.left_behind()
+    {
+        give_up(&mut control, &mut signals, tunnel).await;
+    }
+    control.leave().await;
+    told
+}
+
+async fn open(
+    control: &mut Control,
+    ask: &mut Ask,
+    progress: &Progress,
+    balancer: &Balancer,
+    dialled: Dialled,
+    deadline: Instant,
+) -> Result<(TunnelInfo, Proof), Error> {
+    let answer = control.carry(ask, |rank, server| progress.stage(rank, server)).await?;
+    let Answer::Opened(info) = answer else {
+        return Err(Error::internal("the answer to an open was none"));
+    };
+    progress.proving();
+    let proof = prove(balancer, dialled, &info, deadline).await?;
+    Ok((info, proof))
+}
+
+/// Proves a tunnel through the load balancer, more than once while that may help.
+async fn prove(balancer: &Balancer, dialled: Dialled, info: &TunnelInfo, deadline: Instant) -> Result<Proof, Error> {
+    let (host, _) = name_of(info)?;
+    let mut dialled = Some(dialled);
+    let mut pauses = NAME_PAUSES.iter();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let early = dialled.take();
+        let was_early = early.is_some();
+        let attempt = async {
+            let socket = match early {
+                // A failed early call is no reason to give up: make another.
+                Some(early) => match early.await {
+                    Ok(Ok(socket)) => socket,
+                    _ => balancer.dial().await?,
+                },
+                None => balancer.dial().await?,
+            };
+            balancer.prove(socket, host, &info.target, left.min(TRY)).await
+        };
+        let error = match tokio::time::timeout(left, attempt).await {
+            Ok(Ok(proof)) => return Ok(proof),
+            Ok(Err(error)) => error,
+            Err(_) => LbError::Silent,
+        };
+        tracing::debug!(%error, "not proven");
+        // The load balancer may have closed a connection that waited long for its name.
+        let pause = if was_early && matches!(error, LbError::Closed) {
+            Some(&Duration::ZERO)
+        } else {
+            pauses.next()
+        };
+        match pause {
+            Some(&pause) if error.may_pass() && Instant::now() + pause < deadline => tokio::time::sleep(pause).await,
+            _ => return Err(unproven(info, &error, balancer.address(), Instant::now() >= deadline)),
+        }
+    }
+}
+
+/// The failure of a tunnel that is up by the server's word and does not work.
+fn unproven(info: &TunnelInfo, error: &LbError, lb: &HostPort, late: bool) -> Error {
+    let (device, target) = (&info.device, &info.target);
+    match error {
+        _ if late => Error::new(
+            FailureKind::Deadline,
+            format!("{device} connected, but {target} did not answer through {lb} in time; raise --timeout"),
+        ),
+        LbError::Closed => Error::new(
+            FailureKind::NameRefused,
+            format!(
+                "the tunnel to {device} is up, but {lb} closes connections to {target}: the name is refused there, or \
+                 nothing answers on the device; check that the service runs"
+            ),
+        ),
+        LbError::Silent => Error::new(
+            FailureKind::SshFailed,
+            format!("the tunnel to {device} is up, but {target} says nothing; check that an ssh server answers there"),
+        ),
+        other => Error::new(other.kind(), format!("{device}: {other}")),
+    }
+}
+
+fn print(info: &TunnelInfo, proof: &Proof, json: bool) -> Result<(), Error> {
+    let (host, port) = name_of(info)?;
+    if json {
+        let banner = match proof {
+            Proof::Banner(banner) => Some(banner.as_str()),
+            Proof::Open => None,
+        };
+        output::json(&TunnelObject::new(info, banner))
+    } else {
+        output::data(&format!("{host} {port}\n"))
+    }
+}
+
+/// Closes what an unfinished open may have left; a second signal ends the wait.
+pub(super) async fn give_up(control: &mut Control, signals: &mut Signals, tunnel: TunnelId) {
+    let _ = signals
+        .or(async {
+            control.give_up(tunnel).await;
+            Ok(())
+        })
+        .await;
+}

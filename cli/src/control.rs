@@ -1,0 +1,162 @@
+//! The control plane: carries requests over MQTT and brings their answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rssh_mqtt::{Delivery, Event, Publish, PublishError, Session, Settings};
+use rssh_proto::duration::Span;
+use rssh_proto::payload::{self, CloseRequest, Operation, Rank, Reply, Which};
+use rssh_proto::topic::Topic;
+use rssh_proto::{Failure, FailureKind, ServerId, SessionId, TunnelId, UserId};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, yield_now};
+
+use crate::profile::Profile;
+use crate::request::{Answer, Ask, Command};
+
+/// For how long a tunnel that was given up is closed at most.
+const GIVING_UP: Span = Span::seconds(2);
+
+type Acknowledged = oneshot::Receiver<Result<Delivery, PublishError>>;
+
+/// A session with the broker for a command's requests.
+pub struct Control {
+    user: UserId,
+    session_id: SessionId,
+    replies: String,
+    session: Session,
+    events: mpsc::Receiver<Event>,
+    driver: AbortHandle,
+    brokers: usize,
+}
+
+impl Control {
+    /// Starts to connect; must be called within a runtime.
+    pub fn start(profile: &Profile, tls: Arc<rustls::ClientConfig>) -> Self {
+        let session_id = SessionId::generate();
+        let replies = Topic::UserReply(profile.user.clone(), session_id.clone()).to_string();
+        let (session, events, driver) = Session::new(Settings {
+            brokers: profile.brokers.clone(),
+            tls,
+            cn: profile.user.to_string(),
+            keep_alive: Duration::from_secs(30),
+            inflight: 8,
+            queue: 16,
+            subscriptions: vec![replies.clone()],
+            will: None,
+            reconnect: (Duration::from_millis(100), Duration::from_secs(1)),
+        });
+        Self {
+            user: profile.user.clone(),
+            session_id,
+            replies,
+            session,
+            events,
+            driver: tokio::spawn(driver).abort_handle(),
+            brokers: profile.brokers.len(),
+        }
+    }
+
+    /// A new request, whose time runs from now.
+    pub fn ask(&self, op: Operation, timeout: Span) -> Ask {
+        self.ask_by(op, timeout, Instant::now() + timeout.duration())
+    }
+
+    /// A new request, some of whose time has passed.
+    pub fn ask_by(&self, op: Operation, timeout: Span, deadline: Instant) -> Ask {
+        Ask::new(op, self.session_id.clone(), self.brokers, timeout, deadline)
+    }
+
+    /// Carries a request to its end, telling how far it has come.
+    ///
+    /// # Errors
+    /// The failure that ended it, ours or a server's.
+    pub async fn carry(&mut self, ask: &mut Ask, mut progress: impl FnMut(Rank, &ServerId)) -> Result<Answer, Failure> {
+        let mut acknowledged: Option<Acknowledged> = None;
+        let mut commands = if self.session.is_up() {
+            ask.handle_up(Instant::now())
+        } else {
+            vec![]
+        };
+        loop {
+            for command in commands {
+                match command {
+                    Command::Publish(request) => {
+                        let topic = Topic::UserRequest(self.user.clone());
+                        let expiry = Duration::from_millis(u64::from(request.deadline_ms));
+                        let publish = Publish::new(topic, payload::encode(&request)).expiring(expiry);
+                        tracing::debug!(request = %request.id, "request sent");
+                        acknowledged = self.session.send(publish).ok();
+                    }
+                    Command::Progress(rank, server) => progress(rank, &server),
+                    Command::Finish(outcome) => return outcome,
+                }
+            }
+            let Some(due) = ask.poll_timeout() else {
+                return Err(Failure::new(
+                    FailureKind::Internal,
+                    "the request ended without an outcome",
+                ));
+            };
+            commands = tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(Event::Up) => ask.handle_up(Instant::now()),
+                    Some(Event::Down(down)) => ask.handle_down(&down, Instant::now()),
+                    Some(Event::Message(message)) => match self.reply(&message.topic, &message.payload) {
+                        Some(reply) => ask.handle_reply(reply, Instant::now()),
+                        None => vec![],
+                    },
+                    None => return Err(Failure::new(FailureKind::Internal, "the MQTT session ended by itself")),
+                },
+                outcome = outcome_of(&mut acknowledged) => {
+                    acknowledged = None;
+                    ask.handle_delivery(&outcome, Instant::now())
+                }
+                () = tokio::time::sleep_until(due.into()) => ask.handle_timeout(Instant::now()),
+            };
+        }
+    }
+
+    fn reply(&self, topic: &str, payload: &[u8]) -> Option<Reply> {
+        if topic != self.replies {
+            tracing::debug!("message on another topic dropped");
+            return None;
+        }
+        payload::decode(payload)
+            .inspect(|reply: &Reply| tracing::debug!(request = %reply.request, rank = ?reply.rank, "reply"))
+            .inspect_err(|error| tracing::debug!(%error, "reply dropped"))
+            .ok()
+    }
+
+    /// Gives a tunnel up that nobody is going to use, as far as that can be done in short time.
+    pub async fn give_up(&mut self, tunnel: TunnelId) {
+        if !self.session.is_up() {
+            return;
+        }
+        let op = Operation::Close(CloseRequest {
+            which: Which::Tunnel(tunnel),
+            force: false,
+        });
+        let mut ask = self.ask(op, GIVING_UP);
+        let outcome = self.carry(&mut ask, |_, _| {}).await;
+        tracing::debug!(%tunnel, ?outcome, "gave the tunnel up");
+    }
+
+    /// Ends the session: says goodbye, but waits for no answer to that.
+    pub async fn leave(self) {
+        self.session.goodbye();
+        // The driver needs a turn to take the goodbye up and one to write it.
+        for _ in 0..3 {
+            yield_now().await;
+        }
+        self.driver.abort();
+    }
+}
+
+/// The acknowledgement of the latest publish, should one be awaited.
+async fn outcome_of(acknowledged: &mut Option<Acknowledged>) -> Result<Delivery, PublishError> {
+    match acknowledged {
+        Some(receiver) => receiver.await.unwrap_or(Err(PublishError::Lost)),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,326 @@
+//! A request's course, without input or output: what to send and when, and what the answers mean.
+//!
+//! ```text
+//! waiting for the broker --up--> sent --Accepted--> Answered --> Claimed --> over
+//!        |                        | ^ repeated with the same id after 1 s, 2 s, 4 s ..
+//!        +---- unreachable -------+---- nobody subscribes for 2 s, refused, deadline ----> over
+//! ```
+//! A shared subscription loses messages (a frozen server swallows its share), so a request is repeated with its id;
+//! servers answer a repeated one with its first outcome. Answers can come twice, late and out of order: one whose
+//! (epoch, rank) is below the highest seen says nothing new and is ignored.
+
+use std::time::{Duration, Instant};
+
+use rssh_mqtt::session::Down;
+use rssh_mqtt::{Delivery, PublishError};
+use rssh_proto::duration::Span;
+use rssh_proto::id::Epoch;
+use rssh_proto::payload::{ClosedTunnel, Operation, Rank, Reply, ReplyBody, Request, TunnelInfo, V1, Which};
+use rssh_proto::{Failure, FailureKind, ServerId, SessionId, TunnelId};
+
+/// How long a request waits before it is first repeated; doubled with each further time up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// How long the broker may say that nobody subscribes to requests before it is believed: servers restart.
+const UNHEARD: Duration = Duration::from_secs(2);
+const UNHEARD_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the loop around an [`Ask`] is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Publish(Request),
+    /// The request has come further: tell the user.
+    Progress(Rank, ServerId),
+    Finish(Result<Answer, Failure>),
+}
+
+/// What a request brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    Opened(TunnelInfo),
+    Tunnels(Vec<TunnelInfo>),
+    Closed(Vec<ClosedTunnel>),
+}
+
+/// One request on its way.
+#[derive(Debug)]
+pub struct Ask {
+    request: Request,
+    deadline: Instant,
+    timeout: Span,
+    /// Brokers that have not been tried yet.
+    untried: usize,
+    up: bool,
+    ever_up: bool,
+    /// Sent at least once, and no server has refused it.
+    sent: bool,
+    repeat_at: Option<Instant>,
+    pause: Duration,
+    unheard_since: Option<Instant>,
+    latest: Option<(Epoch, Rank)>,
+    /// The tunnel that the answers speak of: another than the request's id where a live one is shared.
+    tunnel: Option<TunnelId>,
+    listed: Vec<TunnelInfo>,
+    over: bool,
+}
+
+impl Ask {
+    /// A request over any of so many brokers that must be over by `deadline`, which was so long when the user set it.
+    pub fn new(op: Operation, session: SessionId, brokers: usize, timeout: Span, deadline: Instant) -> Self {
+        let request = Request {
+            v: V1,
+            id: TunnelId::generate(),
+            session,
+            deadline_ms: 0,
+            op,
+        };
+        Self {
+            request,
+            deadline,
+            timeout,
+            untried: brokers,
+            up: false,
+            ever_up: false,
+            sent: false,
+            repeat_at: None,
+            pause: FIRST_PAUSE,
+            unheard_since: None,
+            latest: None,
+            tunnel: None,
+            listed: Vec::new(),
+            over: false,
+        }
+    }
+
+    /// The tunnel that may have come of an open that was given up: a server may be making it still.
+    ///
+    /// An open that does not hold leaves a tunnel that it shares to those who do.
+    pub fn left_behind(&self) -> Option<TunnelId> {
+        let Operation::Open(open) = &self.request.op else {
+            return None;
+        };
+        let tunnel = self.tunnel.unwrap_or(self.request.id);
+        (self.sent && (open.hold || tunnel == self.request.id)).then_some(tunnel)
+    }
+
+    /// When [`Self::handle_timeout`] is due; `None` once the request is over.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let repeat_at = self.repeat_at.filter(|_| self.up);
+        let due = repeat_at.map_or(self.deadline, |at| at.min(self.deadline));
+        (!self.over).then_some(due)
+    }
+
+    /// The session is up: what was on its way when the last one ended may be lost, so the request goes out (again).
+    pub fn handle_up(&mut self, now: Instant) -> Vec<Command> {
+        if self.over {
+            return vec![];
+        }
+        self.up = true;
+        self.ever_up = true;
+        self.pause = FIRST_PAUSE;
+        self.publish(now)
+    }
+
+    /// The session is down, or did not come up.
+    pub fn handle_down(&mut self, down: &Down, _now: Instant) -> Vec<Command> {
+        if self.over {
+            return vec![];
+        }
+        self.up = false;
+        self.repeat_at = None;
+        self.untried = self.untried.saturating_sub(1);
+        match down {
+            Down::Certificate { .. } | Down::NotEnrolled { .. } => self.fail(
+                FailureKind::WrongCertificate,
+                format!("{down}; check ca, cert and key in the profile, or ask for a new certificate"),
+            ),
+            Down::Subscription { .. } => self.fail(FailureKind::WrongCertificate, another_users(&down.to_string())),
+            // A session that was up comes back, by the deadline or not; one that never was has had its try everywhere.
+            Down::Unreachable { .. } | Down::Refused { .. } if !self.ever_up && self.untried == 0 => self.fail(
+                FailureKind::NobodyServing,
+                format!("{down}; check the network, and brokers in the profile"),
+            ),
+            Down::Unreachable { .. } | Down::Refused { .. } => vec![],
+        }
+    }
+
+    /// What the broker made of the latest publish.
+    pub fn handle_delivery(&mut self, outcome: &Result<Delivery, PublishError>, now: Instant) -> Vec<Command> {
+        if self.over {
+            return vec![];
+        }
+        match outcome {
+            // It proves nothing more: the subscriber may be frozen, or a monitor.
+            Ok(Delivery::Accepted) => {
+                self.unheard_since = None;
+                vec![]
+            }
+            Ok(Delivery::NoSubscriber) if self.latest.is_some() => vec![],
+            Ok(Delivery::NoSubscriber) => {
+                let since = *self.unheard_since.get_or_insert(now);
+                if now.duration_since(since) >= UNHEARD {
+                    return self.fail(
+                        FailureKind::NobodyServing,
+                        "no server takes requests now; try again, and tell your administrator if it goes on",
+                    );
+                }
+                self.repeat_at = Some(now + UNHEARD_PAUSE);
+                self.pause = FIRST_PAUSE;
+                vec![]
+            }
+            Err(PublishError::Refused(reason)) => {
+                let what = format!("the broker refused the request: {reason}");
+                self.fail(FailureKind::WrongCertificate, another_users(&what))
+            }
+            Err(error @ PublishError::TooLarge(_)) => self.fail(FailureKind::Internal, error.to_string()),
+            // The next connection, or the next repetition, sends it again.
+            Err(PublishError::Away | PublishError::Full | PublishError::Lost) => vec![],
+        }
+    }
+
+    /// An answer came.
+    pub fn handle_reply(&mut self, reply: Reply, now: Instant) -> Vec<Command> {
+        let key = (reply.epoch, reply.rank);
+        if self.over || reply.request != self.request.id || Some(key) < self.latest {
+            return vec![];
+        }
+        let further = Some(key) > self.latest;
+        match reply.body {
+            ReplyBody::Progress { tunnel, server } => {
+                // A request is over with its outcome, whatever a rank claims; past `Final` nothing could follow.
+                if !further || reply.rank == Rank::Final {
+                    return vec![];
+                }
+                self.latest = Some(key);
+                self.tunnel = Some(tunnel);
+                // Someone is on it. Should that one die, another server takes the repeated request up.
+                self.pause = LONGEST_PAUSE;
+                self.repeat_at = Some(now + self.pause);
+                vec![Command::Progress(reply.rank, server)]
+            }
+            ReplyBody::Opened(info) => match self.is_asked_for(&info) {
+                Some(true) => {
+                    self.tunnel = Some(info.tunnel);
+                    self.finish(Ok(Answer::Opened(info)))
+                }
+                Some(false) => self.fail(
+                    FailureKind::Internal,
+                    format!("a server answered for {} {} instead", info.device, info.target),
+                ),
+                None => vec![],
+            },
+            ReplyBody::Tunnels { items, last } if self.request.op == Operation::List => {
+                for item in items {
+                    // Two servers may both answer a repeated request.
+                    if !self.listed.iter().any(|known| known.tunnel == item.tunnel) {
+                        self.listed.push(item);
+                    }
+                }
+                if last {
+                    let listed = std::mem::take(&mut self.listed);
+                    self.finish(Ok(Answer::Tunnels(listed)))
+                } else {
+                    vec![]
+                }
+            }
+            ReplyBody::Closed { items } if matches!(self.request.op, Operation::Close(_)) => {
+                self.finish(Ok(Answer::Closed(items)))
+            }
+            ReplyBody::Tunnels { .. } | ReplyBody::Closed { .. } => vec![],
+            // A server that refused has nothing left to close.
+            ReplyBody::Failed(failure) => {
+                self.sent = false;
+                self.finish(Err(failure))
+            }
+        }
+    }
+
+    /// The time of [`Self::poll_timeout`] has come.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Command> {
+        if self.over {
+            vec![]
+        } else if now >= self.deadline {
+            let (kind, message) = self.overdue();
+            self.fail(kind, message)
+        } else if self.up && self.repeat_at.is_some_and(|at| at <= now) {
+            self.publish(now)
+        } else {
+            vec![]
+        }
+    }
+
+    /// Sends the request, or finds that its time is over.
+    fn publish(&mut self, now: Instant) -> Vec<Command> {
+        let left = self.deadline.saturating_duration_since(now).as_millis();
+        if left == 0 {
+            return self.handle_timeout(now);
+        }
+        self.request.deadline_ms = u32::try_from(left).unwrap_or(u32::MAX);
+        self.repeat_at = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.sent = true;
+        vec![Command::Publish(self.request.clone())]
+    }
+
+    /// Whether an opened tunnel is what was asked for; `None` when no tunnel was.
+    fn is_asked_for(&self, info: &TunnelInfo) -> Option<bool> {
+        match &self.request.op {
+            Operation::Open(open) => Some(open.device == info.device && open.target == info.target),
+            Operation::Name { tunnel } => Some(*tunnel == info.tunnel),
+            Operation::Close(_) | Operation::List => None,
+        }
+    }
+
+    /// Why the deadline was missed, by the last stage reached.
+    fn overdue(&self) -> (FailureKind, String) {
+        let timeout = self.timeout;
+        let what = self.subject();
+        if !self.ever_up {
+            let message =
+                format!("no connection to the broker within {timeout}; check the network, or raise --timeout");
+            return (FailureKind::NobodyServing, message);
+        }
+        let stage = match self.latest.map(|(_, rank)| rank) {
+            None => format!("no server has taken the request for {what} within {timeout}; try again"),
+            Some(Rank::Accepted) => {
+                format!("{what} has not answered within {timeout}, though a server has the request; try again")
+            }
+            Some(Rank::Answered) => {
+                format!("{what} answered, but its ssh has not connected within {timeout}; raise --timeout")
+            }
+            Some(Rank::Claimed | Rank::Final) => {
+                format!("{what} connected, but its tunnel was not ready within {timeout}; raise --timeout")
+            }
+        };
+        (FailureKind::Deadline, stage)
+    }
+
+    /// What the request is about.
+    fn subject(&self) -> String {
+        match &self.request.op {
+            Operation::Open(open) => open.device.to_string(),
+            Operation::Close(close) => match &close.which {
+                Which::Tunnel(tunnel) => format!("tunnel {tunnel}"),
+                Which::Device { device, .. } => device.to_string(),
+            },
+            Operation::List => "the list of tunnels".to_owned(),
+            Operation::Name { tunnel } => format!("tunnel {tunnel}"),
+        }
+    }
+
+    fn fail(&mut self, kind: FailureKind, message: impl AsRef<str>) -> Vec<Command> {
+        self.finish(Err(Failure::new(kind, message)))
+    }
+
+    fn finish(&mut self, outcome: Result<Answer, Failure>) -> Vec<Command> {
+        self.over = true;
+        vec![Command::Finish(outcome)]
+    }
+}
+
+fn another_users(what: &str) -> String {
+    format!("{what}; the certificate in the profile may be another user's: check user and cert there")
+}
+
+#[cfg(test)]
+mod tests;
