@@ -1,5 +1,10 @@
 //! The agent against real programs: sshd, mosquitto and the system's ssh.
-#![expect(clippy::unwrap_used, reason = "a test fails by a panic, also outside of its #[test] function")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by a panic, also outside of its #[test] function"
+)]
 
+mod agent;
+mod broker;
 mod rig;
 mod ssh;

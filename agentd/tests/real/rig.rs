@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -61,7 +60,7 @@ pub(crate) struct Sshd {
     pub(crate) port: u16,
     /// What the claim grants.
     pub(crate) granted: u16,
-    process: Running,
+    _process: Running,
 }
 
 impl Sshd {
@@ -142,7 +141,7 @@ printf '{{"claimed":{{"server":"s1","bind":"127.0.0.1","port":{granted},"epoch":
             dir,
             port,
             granted: 0,
-            process,
+            _process: process,
         }
     }
 
@@ -169,16 +168,6 @@ printf '{{"claimed":{{"server":"s1","bind":"127.0.0.1","port":{granted},"epoch":
     /// The commands that devices asked for.
     pub(crate) fn commands(&self) -> String {
         fs::read_to_string(self.path("commands")).unwrap_or_default()
-    }
-
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.path("sshd.log")).unwrap_or_default()
-    }
-
-    /// Ends the listener; sessions live on.
-    pub(crate) fn stop_listening(&mut self) {
-        let _ = self.process.0.kill();
-        let _ = self.process.0.wait();
     }
 }
 
@@ -220,9 +209,4 @@ pub(crate) fn processes_with(text: &Path) -> Vec<u32> {
             String::from_utf8_lossy(&line).contains(&text).then_some(pid)
         })
         .collect()
-}
-
-/// Makes a file unreadable to others, as keys must be.
-pub(crate) fn keep_private(path: &Path) {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("chmod");
 }
