@@ -13,6 +13,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::SigSet;
 
 use crate::accounts;
 use crate::component::{Component, Record};
@@ -88,6 +89,8 @@ fn search_path(programs: &Path) -> String {
 
 /// Moves the process into the place's network and a mount namespace of its own.
 fn enter(root: &Path, place: &Place) -> Result<()> {
+    // A starter may have blocked signals, and a mask outlives exec.
+    SigSet::empty().thread_set_mask()?;
     let network = File::open(Networks::of(root).file(place)).with_context(|| format!("the lab has no {place}"))?;
     setns(network, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {place}; the lab needs root"))?;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("cannot make a mount namespace")?;

@@ -17,7 +17,7 @@ pub fn guard(dir: &Path) -> Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signals.add(signal);
     }
-    // Threads inherit the mask; programs that are started do not: std empties theirs.
+    // Threads inherit the mask, and so do programs; those of the lab drop it before they begin.
     signals.thread_block()?;
     let dir = dir.to_owned();
     thread::spawn(move || {

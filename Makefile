@@ -1,0 +1,28 @@
+# The commands of this repository. The demo and the tests need root, since the lab makes network namespaces.
+
+CARGO ?= cargo
+
+.PHONY: help
+help:
+	@echo 'make demo          open one tunnel from end to end, show each stage, tear down (KEEP=1: leave it running)'
+	@echo 'make test          formatting, lints, unit tests, and the tests on the real stack'
+	@echo 'make build         build every program'
+	@echo 'make packages      install the Debian packages that the demo and the tests need'
+
+.PHONY: packages
+packages:
+	@packaging/install-debian-packages
+
+.PHONY: build
+build: packages
+	$(CARGO) build --locked --workspace --bins
+
+.PHONY: demo
+demo: build
+	@$(CARGO) run --quiet --locked --package rssh-lab --bin rssh-lab -- demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	$(CARGO) test --locked --workspace
