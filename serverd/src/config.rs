@@ -189,7 +189,12 @@ impl FromStr for PortRange {
             let (first, last) = (first.parse().ok()?, last.parse().ok()?);
             (first >= 1024 && first <= last).then_some(Self { first, last })
         };
-        range().ok_or_else(|| format!("not a range of ports: {}; use FIRST-LAST, from 1024 up", quoted(text, 40)))
+        range().ok_or_else(|| {
+            format!(
+                "not a range of ports: {}; use FIRST-LAST, from 1024 up",
+                quoted(text, 40)
+            )
+        })
     }
 }
 
@@ -235,7 +240,8 @@ impl Config {
     fn fault(&self) -> Option<String> {
         let quotable = |path: &Path| {
             let text = path.to_string_lossy();
-            path.is_absolute() && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "\"'\\%$`;&|".contains(c))
+            path.is_absolute()
+                && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "\"'\\%$`;&|".contains(c))
         };
         if self.public.ssh.is_empty() {
             return Some("public.ssh names no load balancer".into());
@@ -267,8 +273,16 @@ impl Config {
     pub fn identity(&self) -> IdentityFiles {
         IdentityFiles {
             ca: self.mqtt.ca.clone(),
-            cert: self.mqtt.cert.clone().unwrap_or_else(|| self.state_dir.join("server.pem")),
-            key: self.mqtt.key.clone().unwrap_or_else(|| self.state_dir.join("server.key")),
+            cert: self
+                .mqtt
+                .cert
+                .clone()
+                .unwrap_or_else(|| self.state_dir.join("server.pem")),
+            key: self
+                .mqtt
+                .key
+                .clone()
+                .unwrap_or_else(|| self.state_dir.join("server.key")),
         }
     }
 
@@ -284,7 +298,13 @@ mod tests {
 
     #[test]
     fn a_range_of_ports_is_two_numbers_in_order() {
-        assert_eq!("20000-29999".parse(), Ok(PortRange { first: 20_000, last: 29_999 }));
+        assert_eq!(
+            "20000-29999".parse(),
+            Ok(PortRange {
+                first: 20_000,
+                last: 29_999
+            })
+        );
         for bad in ["", "20000", "2-1", "80-90", "20000-70000", "a-b", "-1-5"] {
             assert!(bad.parse::<PortRange>().is_err(), "{bad}");
         }

@@ -1,2 +1,257 @@
-//! x
-pub async fn run(_: crate::config::Config) -> anyhow::Result<()> { anyhow::bail!("not yet") }
+//! The daemon: puts its parts together in the order that safety wants, and takes them apart again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rssh_mqtt::{Event, Identity, Message, Session, Settings, Will};
+use rssh_proto::payload::{self, DeviceEvent, DeviceStatus, Request, ServerRequest, ServerState};
+use rssh_proto::topic::{Topic, filter};
+use rssh_proto::{Generation, InstanceId, ServerId};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::config::Config;
+use crate::home::Home;
+use crate::lease::{Leases, Limits};
+use crate::process::{self, Holder};
+use crate::registry::{self, Signer};
+use crate::server::Server;
+use crate::store::Store;
+use crate::watcher::Watcher;
+use crate::{devices, http, landing, peers, requests, sessions, sshd};
+
+/// How many messages are worked on at once; more wait at the broker.
+const AT_ONCE: usize = 256;
+/// How often the database is tried while it is away at the start.
+const DATABASE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Serves until a signal ends it. Tunnels live on without it.
+///
+/// # Errors
+/// When something it needs is missing, or another process holds its id.
+pub async fn run(config: Config) -> Result<()> {
+    let home = Home::open(&config)?;
+    let id = home.id()?;
+    let _lock = home.lock()?;
+    let name_key = home.name_key()?;
+    let identity = Identity::load(&config.identity())?;
+    let signer = Signer::new(&identity)?;
+    let account = nix::unistd::User::from_name(&config.sshd.user)
+        .ok()
+        .flatten()
+        .with_context(|| format!("the account {} does not exist; the package makes it", config.sshd.user))?;
+    sshd::render(&config)?;
+
+    let store = Store::new(&config.database)?;
+    let generation = take_id(&store, &id, config.redis.ttl.duration()).await?;
+    let instance = InstanceId::generate();
+    let tunnels = &config.tunnels;
+    let leases = Leases::new(
+        config.sshd.ports,
+        Limits {
+            claim_within: tunnels.claim_within.duration(),
+            rest: tunnels.name_ttl.duration() + tunnels.clock_skew.duration(),
+        },
+    );
+    let (watcher, ended) = Watcher::start()?;
+    let (session, events, mqtt) = Session::new(mqtt_settings(&config, &identity, &id, generation, &instance)?);
+    let server = Server::new(
+        id,
+        generation,
+        instance,
+        config,
+        store,
+        session,
+        watcher,
+        name_key,
+        account.uid.as_raw(),
+        process::boot_id()?,
+        leases,
+    );
+
+    // From here on nothing may be authorized before every session from before is known.
+    let watching = tokio::spawn(sessions::run(server.clone(), ended));
+    until_done("the database does not answer yet", || sessions::adopt(&server)).await;
+    let sockets = landing::listen(&server).context("cannot open the sockets for sshd's helpers")?;
+    let health = http::listen(&server)
+        .await
+        .with_context(|| format!("cannot listen on {}", server.config.http.listen))?;
+    server.open_for_landings.store(true, Ordering::Relaxed);
+
+    let tasks = [
+        tokio::spawn(landing::serve(server.clone(), sockets)),
+        tokio::spawn(sessions::sweep(server.clone())),
+        tokio::spawn(sessions::expire(server.clone())),
+        tokio::spawn(mqtt),
+        tokio::spawn(hear(server.clone(), events)),
+        watching,
+    ];
+    let mut serving = tokio::spawn(http::serve(server.clone(), health));
+    let mut registered = tokio::spawn(registry::run(server.clone(), signer));
+    tracing::info!(server = %server.id, generation = %server.generation, "serving");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let outcome = tokio::select! {
+        () = ended_by_signal() => Ok(()),
+        fenced = &mut registered => match fenced? {
+            Err(fenced) => {
+                end_all(&server);
+                Err(fenced.into())
+            }
+            Ok(()) => Ok(()),
+        },
+        served = &mut serving => served?.context("the health port failed"),
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    server.open_for_landings.store(false, Ordering::Relaxed);
+    registered.abort();
+    registry::leave(&server).await;
+    server.session.goodbye();
+    for task in tasks {
+        task.abort();
+    }
+    outcome
+}
+
+/// Repeats a step of the start until the database answers it.
+async fn until_done<T, E, F>(what: &str, mut step: impl FnMut() -> F) -> T
+where
+    E: std::fmt::Display,
+    F: Future<Output = Result<T, E>>,
+{
+    loop {
+        match step().await {
+            Ok(done) => return done,
+            Err(error) => tracing::warn!(%error, "{what}"),
+        }
+        tokio::time::sleep(DATABASE_AGAIN).await;
+    }
+}
+
+/// Takes this server's id, unless another process lives under it.
+async fn take_id(store: &Store, id: &ServerId, ttl: Duration) -> Result<Generation> {
+    let this = Holder::this()?;
+    let first = store.takeover(id).await?;
+    if let Some(holder) = &first.holder {
+        let lives = match holder.lives(&this) {
+            Some(lives) => lives,
+            // Another machine, or another boot: watch its heartbeat for as long as it may be silent.
+            None => {
+                tracing::info!(%id, %holder, "the id was held elsewhere; watching for its heartbeat");
+                tokio::time::sleep(ttl).await;
+                store.takeover(id).await?.counter != first.counter
+            }
+        };
+        if lives {
+            bail!(
+                "the server id {id} is held by {holder}; stop that one, or give this server an id of its own \
+                 with a state directory of its own"
+            );
+        }
+    }
+    match store.take(id, first.generation, &this).await? {
+        Some(generation) => Ok(generation),
+        None => bail!("another process took the server id {id} at the same moment; only one may run under it"),
+    }
+}
+
+fn mqtt_settings(
+    config: &Config,
+    identity: &Identity,
+    id: &ServerId,
+    generation: Generation,
+    instance: &InstanceId,
+) -> Result<Settings> {
+    let will = Will {
+        topic: Topic::ServerStatus(id.clone()).to_string(),
+        payload: payload::encode(&payload::ServerStatus {
+            v: payload::V1,
+            state: ServerState::Offline,
+            generation,
+            instance: instance.clone(),
+        }),
+    };
+    Ok(Settings {
+        brokers: config.mqtt.brokers.clone(),
+        tls: Arc::new(identity.client_config()?),
+        cn: id.to_string(),
+        keep_alive: Duration::from_secs(15),
+        inflight: 4096,
+        queue: 8192,
+        subscriptions: vec![
+            filter::REQUESTS.to_owned(),
+            filter::DEVICE_STATUS.to_owned(),
+            filter::DEVICE_EVENTS.to_owned(),
+            Topic::ServerRequest(id.clone()).to_string(),
+        ],
+        will: Some(Box::new(move || will.clone())),
+        reconnect: (Duration::from_millis(200), Duration::from_secs(5)),
+    })
+}
+
+/// Hands messages to their handlers, until the session ends.
+async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Up => {
+                tracing::info!("connected to the broker");
+                registry::announce(&server, ServerState::Serving);
+            }
+            Event::Down(down) => tracing::warn!(%down, "not connected to the broker"),
+            Event::Message(message) => {
+                let Ok(place) = places.clone().acquire_owned().await else {
+                    return;
+                };
+                let server = server.clone();
+                tokio::spawn(async move {
+                    hear_one(server, message).await;
+                    drop(place);
+                });
+            }
+        }
+    }
+}
+
+async fn hear_one(server: Arc<Server>, message: Message) {
+    let bytes = &message.payload;
+    let heard = match Topic::parse(&message.topic) {
+        Some(Topic::UserRequest(user)) => match payload::decode::<Request>(bytes) {
+            Ok(request) => return requests::handle(server, user, request).await,
+            Err(error) => error.to_string(),
+        },
+        Some(Topic::DeviceStatus(device)) => match payload::decode::<DeviceStatus>(bytes) {
+            Ok(status) => return devices::status(server, device, status).await,
+            Err(error) => error.to_string(),
+        },
+        Some(Topic::DeviceEvent(device)) => match payload::decode::<DeviceEvent>(bytes) {
+            Ok(event) => return devices::event(server, device, event).await,
+            Err(error) => error.to_string(),
+        },
+        Some(Topic::ServerRequest(_)) => match payload::decode::<ServerRequest>(bytes) {
+            Ok(request) => return peers::handle(server, request.op).await,
+            Err(error) => error.to_string(),
+        },
+        _ => "not a topic that servers listen to".to_owned(),
+    };
+    server.drop_message(&message.topic, &heard);
+}
+
+async fn ended_by_signal() {
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// This server is fenced: its leases are others' to give now, so none of its sessions may go on.
+fn end_all(server: &Server) {
+    for process in process::of_user(server.session_uid) {
+        process::end_session(None, Some(process));
+    }
+}

@@ -7,11 +7,25 @@ pub mod clock;
 pub mod cmd;
 pub mod config;
 pub mod daemon;
+pub mod devices;
 pub mod home;
+pub mod http;
+pub mod landing;
+pub mod lease;
+pub mod load;
+pub mod peers;
 pub mod pki;
+pub mod ports;
+pub mod process;
+pub mod registry;
+pub mod requests;
+pub mod server;
+pub mod sessions;
+pub mod sock_diag;
 pub mod ssh_keygen;
 pub mod sshd;
 pub mod store;
+pub mod watcher;
 
 /// Sends log lines to stderr, filtered by `RSSH_LOG` (`info` when unset).
 pub fn log() {

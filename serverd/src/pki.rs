@@ -14,8 +14,8 @@ use rssh_proto::id::random_hex;
 use rssh_proto::text::quoted;
 use rssh_proto::{NameMaster, name::NameError};
 
-use crate::ssh_keygen::{self, KeygenError};
 use crate::clock::{self, UnixTime};
+use crate::ssh_keygen::{self, KeygenError};
 
 /// How long a CA lives, in days.
 const CA_DAYS: i64 = 3650;
@@ -36,7 +36,11 @@ pub enum PkiError {
     #[error("not a certificate request: {path}: {source}")]
     Request { path: PathBuf, source: rcgen::Error },
     #[error("the request {path} is for {found}, not for {wanted}")]
-    OtherName { path: PathBuf, found: String, wanted: String },
+    OtherName {
+        path: PathBuf,
+        found: String,
+        wanted: String,
+    },
     #[error("certificate: {0}")]
     Certificate(#[from] rcgen::Error),
     #[error(transparent)]
@@ -153,7 +157,9 @@ impl Pki {
         let mut params = named(id, LEAF_DAYS);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(domain, params, |params, issuer| params.signed_by(&parsed.public_key, issuer))
+        self.sign(domain, params, |params, issuer| {
+            params.signed_by(&parsed.public_key, issuer)
+        })
     }
 
     /// Makes a key and a certificate for a TLS server: the broker, or HAProxy.
@@ -167,9 +173,13 @@ impl Pki {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in names {
-            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(name.as_str().try_into()?));
         }
-        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+        params
+            .subject_alt_names
+            .extend(addresses.iter().copied().map(SanType::IpAddress));
         let issued = self.sign(Domain::Servers, params, |params, issuer| params.signed_by(&key, issuer))?;
         Ok((issued, key.serialize_pem()))
     }
@@ -187,7 +197,11 @@ impl Pki {
             source,
         })?;
         let issuer = Issuer::from_ca_cert_pem(&ca, key)?;
-        let serial = params.serial_number.as_ref().map(ToString::to_string).unwrap_or_default();
+        let serial = params
+            .serial_number
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let not_after = UnixTime(params.not_after.unix_timestamp());
         Ok(Issued {
             pem: with(params, &issuer)?.pem(),

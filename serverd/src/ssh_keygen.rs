@@ -67,7 +67,10 @@ fn run<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<(), KeygenE
         return Ok(());
     }
     let said = [output.stderr, output.stdout].concat();
-    Err(KeygenError::Failed(sanitize(String::from_utf8_lossy(&said).trim(), 300)))
+    Err(KeygenError::Failed(sanitize(
+        String::from_utf8_lossy(&said).trim(),
+        300,
+    )))
 }
 
 /// Reads a public key file: its type and key, without the comment.
@@ -111,7 +114,10 @@ impl std::str::FromStr for PublicKey {
         let mut words = text.split(' ');
         let (kind, key) = (words.next().ok_or_else(error)?, words.next().ok_or_else(error)?);
         let blob = BASE64.decode(key).map_err(|_| error())?;
-        let length: [u8; 4] = blob.get(..4).and_then(|length| length.try_into().ok()).ok_or_else(error)?;
+        let length: [u8; 4] = blob
+            .get(..4)
+            .and_then(|length| length.try_into().ok())
+            .ok_or_else(error)?;
         let named = blob.get(4..4 + u32::from_be_bytes(length) as usize);
         if kind.is_empty() || named != Some(kind.as_bytes()) {
             return Err(error());

@@ -61,9 +61,8 @@ fn parse_version(text: &str) -> Option<Version> {
 /// Renders sshd's configuration for a version.
 pub fn config(config: &Config, version: Version) -> String {
     let sshd = &config.sshd;
-    let mut text = String::from(
-        "# Rendered by rssh-serverd; changes are lost. This sshd is for devices' tunnels alone.\n",
-    );
+    let mut text =
+        String::from("# Rendered by rssh-serverd; changes are lost. This sshd is for devices' tunnels alone.\n");
     // Writing to a String cannot fail.
     let mut line = |words: std::fmt::Arguments<'_>| {
         let _ = writeln!(text, "{words}");
@@ -222,7 +221,10 @@ mod tests {
     fn versions_are_read_from_what_sshd_says() {
         let usage = "sshd: illegal option -- V\nOpenSSH_9.2p1 Debian-2+deb12u7, OpenSSL 3.0.17 1 Jul 2025\nusage: sshd";
         assert_eq!(parse_version(usage), Some(Version(9, 2)));
-        assert_eq!(parse_version("OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1"), Some(Version(10, 0)));
+        assert_eq!(
+            parse_version("OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1"),
+            Some(Version(10, 0))
+        );
         assert_eq!(parse_version("dropbear"), None);
         assert!(Version(10, 0) > Version(9, 8));
     }

@@ -26,13 +26,22 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Router(Router::Add { id, at, request }) => {
             enroll::router(&Office::open(Config::load(&at.config)?)?, id, &request).await
         }
-        Command::Device(Device::Add { id, at, request, ssh_key }) => {
-            enroll::device(&Office::open(Config::load(&at.config)?)?, id, &request, &ssh_key).await
-        }
+        Command::Device(Device::Add {
+            id,
+            at,
+            request,
+            ssh_key,
+        }) => enroll::device(&Office::open(Config::load(&at.config)?)?, id, &request, &ssh_key).await,
         Command::User(User::Add { name, at, request }) => {
             enroll::user(&Office::open(Config::load(&at.config)?)?, name, &request).await
         }
-        Command::Grant(Grant::Add { user, at, device, all_devices, target }) => {
+        Command::Grant(Grant::Add {
+            user,
+            at,
+            device,
+            all_devices,
+            target,
+        }) => {
             let device = if all_devices { None } else { device };
             let store = Store::new(&Config::load(&at.config)?.database)?;
             Ok(store.add_grant(&user, device.as_ref(), &target).await?)
@@ -55,7 +64,9 @@ struct Office {
 impl Office {
     fn open(config: Config) -> Result<Self> {
         let Some(admin) = &config.admin else {
-            bail!("this host does not administrate: its configuration has no [admin] section that names the pki directory");
+            bail!(
+                "this host does not administrate: its configuration has no [admin] section that names the pki directory"
+            );
         };
         Ok(Self {
             pki: Pki::at(&admin.pki),
@@ -66,9 +77,11 @@ impl Office {
 
     async fn admit(&self, client: &Client) -> Result<()> {
         let mut administrator = Administrator::connect(&self.pki, &self.config.mqtt.brokers).await?;
-        administrator
-            .admit(client)
-            .await
-            .with_context(|| format!("{} is registered, but the broker does not let it in; run the command again", client.name()))
+        administrator.admit(client).await.with_context(|| {
+            format!(
+                "{} is registered, but the broker does not let it in; run the command again",
+                client.name()
+            )
+        })
     }
 }

@@ -120,9 +120,11 @@ impl Store {
             some => some.iter().map(|target| Some(target.to_string())).collect(),
         };
         self.within(async {
-            self.require("user", "SELECT 1 FROM users WHERE id = $1", user.as_str()).await?;
+            self.require("user", "SELECT 1 FROM users WHERE id = $1", user.as_str())
+                .await?;
             if let Some(device) = device {
-                self.require("device", "SELECT 1 FROM devices WHERE id = $1", device.as_str()).await?;
+                self.require("device", "SELECT 1 FROM devices WHERE id = $1", device.as_str())
+                    .await?;
             }
             sqlx::query(
                 "INSERT INTO grants (user_id, device_id, target) SELECT $1, $2, unnest($3::text[])

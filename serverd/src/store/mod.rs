@@ -10,6 +10,10 @@ mod servers;
 mod tunnels;
 
 pub use admin::Kind;
+pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
+pub use presence::Reconcile;
+pub use servers::Takeover;
+pub use tunnels::{Asker, CloseOutcome, Opening, Tunnel};
 
 use std::borrow::Cow;
 use std::str::FromStr as _;
@@ -71,7 +75,10 @@ impl Store {
         let options = PgConnectOptions::from_str(&database.url)
             .map_err(StoreError::Url)?
             .application_name("rssh-serverd")
-            .options([("statement_timeout", patience.as_str()), ("lock_timeout", patience.as_str())]);
+            .options([
+                ("statement_timeout", patience.as_str()),
+                ("lock_timeout", patience.as_str()),
+            ]);
         let pool = PgPoolOptions::new()
             .max_connections(database.connections)
             .min_connections(2.min(database.connections))
@@ -92,7 +99,9 @@ impl Store {
 
     /// Bounds a call.
     async fn within<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        tokio::time::timeout(PATIENCE, call).await.unwrap_or(Err(StoreError::Away))
+        tokio::time::timeout(PATIENCE, call)
+            .await
+            .unwrap_or(Err(StoreError::Away))
     }
 }
 

@@ -1,1 +1,71 @@
+//! Devices' presence, and what a device and the database tell each other when it connects.
 
+use rssh_proto::payload::{DeviceStatus, Presence};
+use rssh_proto::{DeviceId, Epoch, TunnelId};
+
+use super::tunnels::{Tunnel, live, read, tunnel_columns};
+use super::{Store, StoreError, counter};
+
+/// What a device that has just connected should do.
+#[derive(Debug, Default)]
+pub struct Reconcile {
+    /// Tunnels that it should hold and does not.
+    pub open: Vec<Tunnel>,
+    /// Tunnels that it holds and should not.
+    pub close: Vec<(TunnelId, Epoch)>,
+}
+
+impl Store {
+    /// Notes a device's presence; `None` when a newer one is known already.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn presence(&self, device: &DeviceId, status: &DeviceStatus) -> Result<Option<Reconcile>, StoreError> {
+        let online = status.presence == Presence::Online;
+        self.within(async {
+            // "Offline" of the same generation is newer than its "online": it is the will or the goodbye of that
+            // connection.
+            let noted = sqlx::query(
+                "UPDATE devices SET online = $2, generation = $3, instance = $4, last_seen = clock_timestamp()
+                 WHERE id = $1 AND (generation < $3 OR (generation = $3 AND (online OR NOT $2)))",
+            )
+            .bind(device.as_str())
+            .bind(online)
+            .bind(counter(status.generation.0))
+            .bind(status.instance.as_str())
+            .execute(&self.pool)
+            .await?;
+            if noted.rows_affected() == 0 {
+                return Ok(None);
+            }
+            if !online {
+                return Ok(Some(Reconcile::default()));
+            }
+            self.reconcile(device, status).await.map(Some)
+        })
+        .await
+    }
+
+    async fn reconcile(&self, device: &DeviceId, status: &DeviceStatus) -> Result<Reconcile, StoreError> {
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            tunnel_columns!(),
+            " FROM tunnels t WHERE t.device_id = $1 AND t.expires_at > clock_timestamp()
+                 AND (t.state <> 'requested' OR t.deadline_at > clock_timestamp()) AND t.state IN ",
+            live!()
+        ))
+        .bind(device.as_str())
+        .fetch_all(&self.pool)
+        .await?;
+        let wanted: Vec<Tunnel> = rows.iter().map(read).collect::<Result<_, _>>()?;
+        let held = |id: TunnelId| status.tunnels.iter().any(|(held, _)| *held == id);
+        let close = status
+            .tunnels
+            .iter()
+            .filter(|(id, _)| !wanted.iter().any(|tunnel| tunnel.id == *id))
+            .copied()
+            .collect();
+        let open = wanted.into_iter().filter(|tunnel| !held(tunnel.id)).collect();
+        Ok(Reconcile { open, close })
+    }
+}

@@ -1,1 +1,585 @@
+//! Requests for tunnels, from the first ask to the end.
 
+use rssh_proto::payload::{CloseRequest, OpenRequest, TunnelState, Which};
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, SessionId, Target, TunnelId, UserId};
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Postgres, Row as _, Transaction};
+
+use super::{Store, StoreError, counter, port, stored, uncounter};
+
+/// A tunnel as the database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    pub id: TunnelId,
+    pub user: UserId,
+    pub device: DeviceId,
+    pub target: Target,
+    pub state: TunnelState,
+    pub epoch: Epoch,
+    /// Where it landed last.
+    pub place: Option<(ServerId, u16)>,
+    pub remote_port: Option<u16>,
+    pub idle_s: Option<u32>,
+    /// When it ends, in Unix seconds, and in seconds from the answer.
+    pub expires_at: i64,
+    pub ttl_s: u32,
+    /// How long its first asker still waits, in milliseconds from the answer.
+    pub within_ms: u32,
+    pub failure: Option<Failure>,
+}
+
+/// Where answers about a tunnel go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    pub user: UserId,
+    pub session: SessionId,
+    pub request: TunnelId,
+}
+
+/// What became of a request to open.
+#[derive(Debug)]
+pub enum Opening {
+    /// A new tunnel: tell the device.
+    New(Tunnel),
+    /// The same request came before, or a live tunnel serves it too.
+    Existing(Tunnel),
+    /// It opens nothing.
+    Refused(Failure),
+}
+
+/// A tunnel that someone gave up.
+#[derive(Debug)]
+pub struct CloseOutcome {
+    pub tunnel: Tunnel,
+    /// How many others hold it; with none it is closed now.
+    pub holders_left: u32,
+}
+
+/// The columns that [`read`] reads.
+macro_rules! tunnel_columns {
+    () => {
+        "t.id, t.user_id, t.device_id, t.target, t.state, t.epoch, t.server_id, t.port, t.remote_port, t.idle_s,
+         extract(epoch FROM t.expires_at)::bigint AS expires_at,
+         greatest(extract(epoch FROM t.expires_at - clock_timestamp()), 0)::bigint AS ttl_s,
+         greatest(extract(epoch FROM t.deadline_at - clock_timestamp()) * 1000, 0)::bigint AS within_ms,
+         t.failure_kind, t.failure_message"
+    };
+}
+pub(super) use tunnel_columns;
+
+/// The states in which a tunnel may still carry something.
+macro_rules! live {
+    () => {
+        "('requested', 'claimed', 'active', 'reconnecting')"
+    };
+}
+pub(super) use live;
+
+pub(super) fn read(row: &PgRow) -> Result<Tunnel, StoreError> {
+    let place = match (
+        row.try_get::<Option<&str>, _>("server_id")?,
+        row.try_get::<Option<i32>, _>("port")?,
+    ) {
+        (Some(server), Some(number)) => Some((stored("a server", server)?, port(number)?)),
+        _ => None,
+    };
+    let failure = match row.try_get::<Option<&str>, _>("failure_kind")? {
+        Some(kind) => Some(Failure::new(
+            serde_json::from_value(kind.into()).map_err(|_| StoreError::value("a failure", kind))?,
+            row.try_get::<Option<&str>, _>("failure_message")?.unwrap_or_default(),
+        )),
+        None => None,
+    };
+    let state: &str = row.try_get("state")?;
+    let unsigned = |column| {
+        row.try_get::<i64, _>(column)
+            .map(|value| u32::try_from(value).unwrap_or(u32::MAX))
+    };
+    Ok(Tunnel {
+        id: row.try_get::<uuid::Uuid, _>("id")?.into(),
+        user: stored("a user", row.try_get("user_id")?)?,
+        device: stored("a device", row.try_get("device_id")?)?,
+        target: stored("a target", row.try_get("target")?)?,
+        state: serde_json::from_value(state.into()).map_err(|_| StoreError::value("a state", state))?,
+        epoch: Epoch(uncounter(row.try_get("epoch")?)),
+        place,
+        remote_port: row.try_get::<Option<i32>, _>("remote_port")?.map(port).transpose()?,
+        idle_s: row
+            .try_get::<Option<i32>, _>("idle_s")?
+            .and_then(|seconds| u32::try_from(seconds).ok()),
+        expires_at: row.try_get("expires_at")?,
+        ttl_s: unsigned("ttl_s")?,
+        within_ms: unsigned("within_ms")?,
+        failure,
+    })
+}
+
+/// The name of a failure's kind in the database.
+fn kind_name(kind: FailureKind) -> String {
+    serde_json::to_value(kind)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+/// The askers of a tunnel who may still listen.
+pub(super) async fn askers(connection: &mut PgConnection, tunnel: &Tunnel) -> Result<Vec<Asker>, StoreError> {
+    let rows: Vec<(uuid::Uuid, String)> = sqlx::query_as(
+        "SELECT request_id, session FROM openers
+         WHERE tunnel_id = $1 AND asked_at > clock_timestamp() - interval '10 minutes' LIMIT 64",
+    )
+    .bind(tunnel.id.uuid())
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|(request, session)| {
+            Ok(Asker {
+                user: tunnel.user.clone(),
+                session: stored("a session", &session)?,
+                request: request.into(),
+            })
+        })
+        .collect()
+}
+
+impl Store {
+    /// Takes a request to open a tunnel: checks the grant, and finds or makes the tunnel.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn open(
+        &self,
+        asker: &Asker,
+        request: &OpenRequest,
+        ttl_s: u32,
+        deadline_ms: u32,
+    ) -> Result<Opening, StoreError> {
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            let opening = open(&mut tx, asker, request, ttl_s, deadline_ms).await?;
+            tx.commit().await?;
+            Ok(opening)
+        })
+        .await
+    }
+
+    /// Finds a tunnel of a user.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn tunnel_of(&self, user: &UserId, tunnel: TunnelId) -> Result<Option<Tunnel>, StoreError> {
+        self.within(async {
+            let row = sqlx::query(concat!(
+                "SELECT ",
+                tunnel_columns!(),
+                " FROM tunnels t WHERE t.id = $1 AND t.user_id = $2"
+            ))
+            .bind(tunnel.uuid())
+            .bind(user.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+            row.as_ref().map(read).transpose()
+        })
+        .await
+    }
+
+    /// Lists a user's live tunnels, the oldest first, at most 1,000.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn tunnels_of(&self, user: &UserId) -> Result<Vec<Tunnel>, StoreError> {
+        self.within(async {
+            let rows = sqlx::query(concat!(
+                "SELECT ",
+                tunnel_columns!(),
+                " FROM tunnels t WHERE t.user_id = $1 AND t.state IN ",
+                live!(),
+                " ORDER BY t.created_at LIMIT 1000"
+            ))
+            .bind(user.as_str())
+            .fetch_all(&self.pool)
+            .await?;
+            rows.iter().map(read).collect()
+        })
+        .await
+    }
+
+    /// Gives tunnels up for a user; those that nobody else holds are closed, and their sessions are to end.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn close(&self, user: &UserId, request: &CloseRequest) -> Result<Vec<CloseOutcome>, StoreError> {
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            let mut outcomes = Vec::new();
+            for tunnel in closing(&mut tx, user, &request.which).await? {
+                let holders_left = give_up(&mut tx, &tunnel, request.force).await?;
+                if holders_left == 0 {
+                    end(&mut tx, tunnel.id).await?;
+                }
+                outcomes.push(CloseOutcome { tunnel, holders_left });
+            }
+            tx.commit().await?;
+            Ok(outcomes)
+        })
+        .await
+    }
+
+    /// Closes a live tunnel for good: expired, idle, or over on the device. Returns whether it was live.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn end(&self, tunnel: TunnelId) -> Result<bool, StoreError> {
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            let ended = end(&mut tx, tunnel).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await
+    }
+
+    /// Closes a live tunnel because its device says that it is over there. Returns whether it was live.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn end_on(&self, tunnel: TunnelId, device: &DeviceId) -> Result<bool, StoreError> {
+        let theirs: Option<(i32,)> = self
+            .within(async {
+                Ok(sqlx::query_as("SELECT 1 FROM tunnels WHERE id = $1 AND device_id = $2")
+                    .bind(tunnel.uuid())
+                    .bind(device.as_str())
+                    .fetch_optional(&self.pool)
+                    .await?)
+            })
+            .await?;
+        match theirs {
+            Some(_) => self.end(tunnel).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Notes that the device has acknowledged a tunnel; `None` when there was nothing to note.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn answered(
+        &self,
+        tunnel: TunnelId,
+        device: &DeviceId,
+    ) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            sqlx::query("SET LOCAL synchronous_commit = off")
+                .execute(&mut *tx)
+                .await?;
+            let row = sqlx::query(concat!(
+                "UPDATE tunnels t SET answered_at = clock_timestamp()
+                 WHERE t.id = $1 AND t.device_id = $2 AND t.answered_at IS NULL AND t.state IN ",
+                live!(),
+                " RETURNING ",
+                tunnel_columns!()
+            ))
+            .bind(tunnel.uuid())
+            .bind(device.as_str())
+            .fetch_optional(&mut *tx)
+            .await?;
+            let told = told(&mut tx, row).await?;
+            tx.commit().await?;
+            Ok(told)
+        })
+        .await
+    }
+
+    /// Ends a tunnel that has not become active with a named failure; `None` when it is past that.
+    ///
+    /// `unanswered` restricts it to tunnels that the device has not acknowledged.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn fail(
+        &self,
+        tunnel: TunnelId,
+        device: &DeviceId,
+        failure: &Failure,
+        unanswered: bool,
+    ) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            let row = sqlx::query(concat!(
+                "UPDATE tunnels t SET state = 'failed', ended_at = clock_timestamp(), failure_kind = $3, failure_message = $4
+                 WHERE t.id = $1 AND t.device_id = $2 AND t.state IN ('requested', 'claimed', 'reconnecting')
+                   AND (NOT $5 OR (t.state = 'requested' AND t.answered_at IS NULL)) RETURNING ",
+                tunnel_columns!()
+            ))
+            .bind(tunnel.uuid())
+            .bind(device.as_str())
+            .bind(kind_name(failure.kind))
+            .bind(failure.message())
+            .bind(unanswered)
+            .fetch_optional(&mut *tx)
+            .await?;
+            evict(&mut tx, tunnel).await?;
+            let told = told(&mut tx, row).await?;
+            tx.commit().await?;
+            Ok(told)
+        })
+        .await
+    }
+
+    /// Ends what is past its deadline or its life, a batch at a time: requests nobody waits for, tunnels that expired.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn sweep(&self) -> Result<Vec<Tunnel>, StoreError> {
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            let rows = sqlx::query(concat!(
+                "UPDATE tunnels t SET
+                     state = CASE WHEN t.expires_at <= clock_timestamp() AND t.state <> 'requested'
+                                  THEN 'closed' ELSE 'failed' END,
+                     failure_kind = CASE WHEN t.expires_at <= clock_timestamp() AND t.state <> 'requested'
+                                         THEN NULL ELSE 'deadline' END,
+                     failure_message = 'the request''s deadline passed before the device had landed',
+                     ended_at = clock_timestamp()
+                 WHERE t.id IN (
+                     (SELECT id FROM tunnels WHERE state = 'requested' AND deadline_at <= clock_timestamp()
+                      ORDER BY deadline_at LIMIT 100 FOR UPDATE SKIP LOCKED)
+                     UNION ALL
+                     (SELECT id FROM tunnels WHERE state IN ",
+                live!(),
+                " AND expires_at <= clock_timestamp() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED))
+                 RETURNING ",
+                tunnel_columns!()
+            ))
+            .fetch_all(&mut *tx)
+            .await?;
+            let tunnels: Vec<Tunnel> = rows.iter().map(read).collect::<Result<_, _>>()?;
+            for tunnel in &tunnels {
+                evict(&mut tx, tunnel.id).await?;
+            }
+            tx.commit().await?;
+            Ok(tunnels)
+        })
+        .await
+    }
+
+    /// When a device was last heard of: whether it is online, and how many seconds ago.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn last_seen(&self, device: &DeviceId) -> Result<(bool, Option<i64>), StoreError> {
+        self.within(async {
+            Ok(sqlx::query_as(
+                "SELECT online, extract(epoch FROM clock_timestamp() - last_seen)::bigint FROM devices WHERE id = $1",
+            )
+            .bind(device.as_str())
+            .fetch_optional(&self.pool)
+            .await?
+            .unwrap_or((false, None)))
+        })
+        .await
+    }
+}
+
+/// The tunnel of a returned row with its askers.
+async fn told(connection: &mut PgConnection, row: Option<PgRow>) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
+    let Some(row) = row else { return Ok(None) };
+    let tunnel = read(&row)?;
+    let askers = askers(connection, &tunnel).await?;
+    Ok(Some((tunnel, askers)))
+}
+
+async fn open(
+    tx: &mut Transaction<'_, Postgres>,
+    asker: &Asker,
+    request: &OpenRequest,
+    ttl_s: u32,
+    deadline_ms: u32,
+) -> Result<Opening, StoreError> {
+    let refuse = |kind, message: String| Ok(Opening::Refused(Failure::new(kind, message)));
+    // The lock puts one user's requests in a row: two at once find the same tunnel.
+    let facts: Option<(bool, bool)> = sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM devices WHERE id = $2),
+                EXISTS (SELECT 1 FROM grants WHERE user_id = $1 AND (device_id = $2 OR device_id IS NULL)
+                                               AND (target = $3 OR target IS NULL))
+         FROM users WHERE id = $1 FOR NO KEY UPDATE",
+    )
+    .bind(asker.user.as_str())
+    .bind(request.device.as_str())
+    .bind(request.target.to_string())
+    .fetch_optional(&mut **tx)
+    .await?;
+    match facts {
+        None => return refuse(FailureKind::Denied, format!("the user {} is not enrolled", asker.user)),
+        Some((false, _)) => {
+            let message = format!("{} is not a registered device; check the name", request.device);
+            return refuse(FailureKind::UnknownDevice, message);
+        }
+        Some((true, false)) => {
+            let message = format!(
+                "{} may not open {} on {}; ask an administrator for a grant",
+                asker.user, request.target, request.device
+            );
+            return refuse(FailureKind::Denied, message);
+        }
+        Some((true, true)) => {}
+    }
+
+    let earlier = sqlx::query(concat!(
+        "SELECT ",
+        tunnel_columns!(),
+        " FROM openers o JOIN tunnels t ON t.id = o.tunnel_id WHERE o.request_id = $1"
+    ))
+    .bind(asker.request.uuid())
+    .fetch_optional(&mut **tx)
+    .await?;
+    if let Some(row) = earlier {
+        let tunnel = read(&row)?;
+        if tunnel.user != asker.user {
+            return refuse(
+                FailureKind::Denied,
+                "the request's id belongs to another user".to_owned(),
+            );
+        }
+        return Ok(Opening::Existing(tunnel));
+    }
+
+    let shared = sqlx::query(concat!(
+        "SELECT ",
+        tunnel_columns!(),
+        " FROM tunnels t WHERE t.user_id = $1 AND t.device_id = $2 AND t.target = $3 AND NOT $4
+             AND t.expires_at > clock_timestamp()
+             AND (t.state <> 'requested' OR t.deadline_at > clock_timestamp()) AND t.state IN ",
+        live!(),
+        " ORDER BY t.created_at DESC LIMIT 1"
+    ))
+    .bind(asker.user.as_str())
+    .bind(request.device.as_str())
+    .bind(request.target.to_string())
+    .bind(request.new)
+    .fetch_optional(&mut **tx)
+    .await?;
+    if let Some(row) = shared {
+        let tunnel = read(&row)?;
+        add_opener(tx, tunnel.id, asker, request.hold).await?;
+        return Ok(Opening::Existing(tunnel));
+    }
+
+    let row = sqlx::query(concat!(
+        "INSERT INTO tunnels AS t (id, user_id, device_id, target, remote_port, idle_s, deadline_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 ms', clock_timestamp() + $8 * interval '1 s')
+         RETURNING ",
+        tunnel_columns!()
+    ))
+    .bind(asker.request.uuid())
+    .bind(asker.user.as_str())
+    .bind(request.device.as_str())
+    .bind(request.target.to_string())
+    .bind(request.remote_port.map(i32::from))
+    .bind(request.idle_s.filter(|seconds| *seconds > 0).map(|seconds| i32::try_from(seconds).unwrap_or(i32::MAX)))
+    .bind(f64::from(deadline_ms))
+    .bind(f64::from(ttl_s))
+    .fetch_one(&mut **tx)
+    .await?;
+    let tunnel = read(&row)?;
+    add_opener(tx, tunnel.id, asker, request.hold).await?;
+    Ok(Opening::New(tunnel))
+}
+
+async fn add_opener(
+    connection: &mut PgConnection,
+    tunnel: TunnelId,
+    asker: &Asker,
+    hold: bool,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO openers (request_id, tunnel_id, session, hold) VALUES ($1, $2, $3, $4)")
+        .bind(asker.request.uuid())
+        .bind(tunnel.uuid())
+        .bind(asker.session.as_str())
+        .bind(hold)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The live tunnels that a user wants closed, locked.
+async fn closing(connection: &mut PgConnection, user: &UserId, which: &Which) -> Result<Vec<Tunnel>, StoreError> {
+    let (tunnel, device, target) = match which {
+        Which::Tunnel(id) => (Some(id.uuid()), None, None),
+        Which::Device { device, target } => (None, Some(device.as_str()), target.as_ref().map(Target::to_string)),
+    };
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        tunnel_columns!(),
+        " FROM tunnels t WHERE t.user_id = $1 AND ($2::uuid IS NULL OR t.id = $2)
+             AND ($3::text IS NULL OR t.device_id = $3) AND ($4::text IS NULL OR t.target = $4) AND t.state IN ",
+        live!(),
+        " ORDER BY t.id FOR UPDATE"
+    ))
+    .bind(user.as_str())
+    .bind(tunnel)
+    .bind(device)
+    .bind(target)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Takes one holder from a tunnel, or all of them; returns how many are left.
+async fn give_up(connection: &mut PgConnection, tunnel: &Tunnel, all: bool) -> Result<u32, StoreError> {
+    let (left,): (i64,) = sqlx::query_as(
+        "WITH gone AS (
+             DELETE FROM openers WHERE tunnel_id = $1 AND hold
+                 AND ($2 OR request_id = (SELECT request_id FROM openers WHERE tunnel_id = $1 AND hold
+                                          ORDER BY asked_at LIMIT 1))
+             RETURNING request_id)
+         SELECT count(*) FROM openers WHERE tunnel_id = $1 AND hold AND request_id NOT IN (SELECT request_id FROM gone)",
+    )
+    .bind(tunnel.id.uuid())
+    .bind(all)
+    .fetch_one(connection)
+    .await?;
+    Ok(u32::try_from(left).unwrap_or(u32::MAX))
+}
+
+/// Closes a live tunnel and asks for the end of its session.
+async fn end(connection: &mut PgConnection, tunnel: TunnelId) -> Result<bool, StoreError> {
+    let ended = sqlx::query(concat!(
+        "UPDATE tunnels SET state = 'closed', ended_at = clock_timestamp() WHERE id = $1 AND state IN ",
+        live!()
+    ))
+    .bind(tunnel.uuid())
+    .execute(&mut *connection)
+    .await?;
+    evict(connection, tunnel).await?;
+    Ok(ended.rows_affected() > 0)
+}
+
+/// Asks the server that holds a tunnel that is over to end its session.
+async fn evict(connection: &mut PgConnection, tunnel: TunnelId) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE leases SET evict = true WHERE tunnel_id = $1 AND released_at IS NULL
+             AND EXISTS (SELECT 1 FROM tunnels WHERE id = $1 AND state IN ('closed', 'failed'))",
+    )
+    .bind(tunnel.uuid())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Marks an active tunnel as waiting for its device, unless it has been claimed again since.
+pub(super) async fn reconnecting(
+    connection: &mut PgConnection,
+    tunnel: TunnelId,
+    epoch: Epoch,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "UPDATE tunnels SET state = 'reconnecting' WHERE id = $1 AND epoch = $2 AND state IN ('claimed', 'active')",
+    )
+    .bind(tunnel.uuid())
+    .bind(counter(epoch.0))
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}

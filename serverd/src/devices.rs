@@ -1,0 +1,76 @@
+//! What devices say: presence, acknowledgements, failures.
+
+use std::sync::Arc;
+
+use rssh_proto::DeviceId;
+use rssh_proto::payload::{CloseOrder, DeviceEvent, DeviceEventKind, DeviceStatus, Rank, V1};
+use rssh_proto::topic::Topic;
+
+use crate::requests;
+use crate::server::Server;
+use crate::sessions;
+
+/// Notes a device's presence. One that has just connected is told what to open and what to close.
+pub async fn status(server: Arc<Server>, device: DeviceId, status: DeviceStatus) {
+    let reconcile = match server.store.presence(&device, &status).await {
+        Ok(Some(reconcile)) => reconcile,
+        Ok(None) => {
+            tracing::debug!(%device, generation = %status.generation, "a late status changes nothing");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%device, %error, "cannot note a device's presence");
+            return;
+        }
+    };
+    tracing::info!(%device, presence = ?status.presence, generation = %status.generation, "device");
+    for tunnel in &reconcile.open {
+        if let Some(order) = requests::open_order(&server, tunnel, 0) {
+            let sent = server.publish(Topic::DeviceOpen(device.clone()), &order).await;
+            tracing::info!(%device, tunnel = %tunnel.id, ?sent, "asked again after a connect");
+        }
+    }
+    for (tunnel, epoch) in reconcile.close {
+        let order = CloseOrder { v: V1, tunnel, epoch };
+        let sent = server.publish(Topic::DeviceClose(device.clone()), &order).await;
+        tracing::info!(%device, %tunnel, ?sent, "told to close after a connect");
+    }
+}
+
+/// Notes what a device says of a tunnel, and tells whoever asked for it.
+pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
+    let tunnel = event.tunnel;
+    match event.event {
+        DeviceEventKind::Accepted => match server.store.answered(tunnel, &device).await {
+            Ok(Some((tunnel, askers))) => {
+                for asker in &askers {
+                    server.progress(asker, &tunnel, Rank::Answered);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note an acknowledgement"),
+        },
+        DeviceEventKind::Failed(failure) => match server.store.fail(tunnel, &device, &failure, false).await {
+            Ok(Some((tunnel, askers))) => {
+                tracing::info!(%device, tunnel = %tunnel.id, kind = ?failure.kind, %failure, "failed on the device");
+                for asker in &askers {
+                    server.fail(asker, Some(&tunnel), failure.clone());
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note a failure"),
+        },
+        DeviceEventKind::Lost { reason } => {
+            tracing::info!(%device, %tunnel, reason = rssh_proto::text::sanitize(&reason, 200), "lost on the device");
+        }
+        DeviceEventKind::Closed => match server.store.end_on(tunnel, &device).await {
+            Ok(ended) => {
+                tracing::info!(%device, %tunnel, ended, "closed on the device");
+                if ended {
+                    sessions::end_here(&server, tunnel);
+                }
+            }
+            Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note the end of a tunnel"),
+        },
+    }
+}

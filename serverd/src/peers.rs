@@ -1,0 +1,37 @@
+//! What other servers ask of this one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rssh_proto::payload::{Rank, ReplyBody, ServerOperation, TunnelState};
+
+use crate::server::Server;
+use crate::sessions::{self, execute};
+use crate::store::Asker;
+
+/// Carries a request of another server out. Each is checked against what this server holds and the database says: a
+/// message is a hint to look, not an authority.
+pub async fn handle(server: Arc<Server>, op: ServerOperation) {
+    match op {
+        ServerOperation::Evict { tunnel, below } => {
+            let commands = server.leases().handle_evict(tunnel, below, Instant::now());
+            tracing::info!(%tunnel, %below, sessions = commands.len(), "evicted");
+            execute(&server, commands);
+        }
+        ServerOperation::End { tunnel } => sessions::end_here(&server, tunnel),
+        ServerOperation::Sign {
+            tunnel,
+            user,
+            session,
+            request,
+        } => match server.store.tunnel_of(&user, tunnel).await {
+            Ok(Some(found)) if found.state == TunnelState::Active => {
+                let asker = Asker { user, session, request };
+                let body = ReplyBody::Opened(server.info(&found));
+                server.reply(&asker, Some(&found), Rank::Final, body);
+            }
+            Ok(_) => tracing::info!(%tunnel, %user, "asked to sign a name for no tunnel"),
+            Err(error) => tracing::warn!(%tunnel, %error, "cannot sign a name"),
+        },
+    }
+}

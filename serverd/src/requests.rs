@@ -1,0 +1,296 @@
+//! What users ask for, over MQTT.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rssh_mqtt::{Delivery, Publish};
+use rssh_proto::payload::{
+    self, ClosedTunnel, OpenOrder, OpenRequest, Operation, Rank, ReplyBody, Request, ServerOperation, ServerRequest,
+    TunnelState, V1,
+};
+use rssh_proto::topic::Topic;
+use rssh_proto::{Failure, FailureKind, ServerId, TunnelId, UserId};
+
+use crate::server::Server;
+use crate::sessions;
+use crate::store::{Asker, Opening, Tunnel};
+
+/// The longest wait that a request may ask for.
+const LONGEST_WAIT_MS: u32 = 300_000;
+/// When an order that was not acknowledged is sent again, and when the device counts as not answering. The first is the
+/// slowest link's round trip; the second leaves the order's copy as long.
+const ORDER_AGAIN: Duration = Duration::from_secs(1);
+const NOT_ANSWERING: Duration = Duration::from_secs(2);
+/// How many tunnels go into one message: each is under 300 bytes.
+const TUNNELS_PER_MESSAGE: usize = 8;
+
+/// Carries a request out.
+pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
+    let asker = Asker {
+        user,
+        session: request.session,
+        request: request.id,
+    };
+    match request.op {
+        Operation::Open(open) => self::open(&server, &asker, &open, request.deadline_ms).await,
+        Operation::Close(close) => match server.store.close(&asker.user, &close).await {
+            Ok(outcomes) => self::close(&server, &asker, outcomes).await,
+            Err(error) => server.store_failed(&asker, &error),
+        },
+        Operation::List => match server.store.tunnels_of(&asker.user).await {
+            Ok(tunnels) => list(&server, &asker, &tunnels),
+            Err(error) => server.store_failed(&asker, &error),
+        },
+        Operation::Name { tunnel } => match server.store.tunnel_of(&asker.user, tunnel).await {
+            Ok(Some(tunnel)) => name(&server, &asker, &tunnel).await,
+            Ok(None) => server.fail(&asker, None, unknown(tunnel)),
+            Err(error) => server.store_failed(&asker, &error),
+        },
+    }
+}
+
+fn unknown(tunnel: TunnelId) -> Failure {
+    Failure::new(
+        FailureKind::UnknownTunnel,
+        format!("there is no open tunnel {tunnel}; rssh ls lists them"),
+    )
+}
+
+async fn open(server: &Arc<Server>, asker: &Asker, request: &OpenRequest, deadline_ms: u32) {
+    let limits = &server.config.tunnels;
+    let seconds = |span: rssh_proto::duration::Span| u32::try_from(span.duration().as_secs()).unwrap_or(u32::MAX);
+    let ttl_s = request
+        .ttl_s
+        .unwrap_or_else(|| seconds(limits.default_ttl))
+        .clamp(1, seconds(limits.max_ttl));
+    let deadline_ms = deadline_ms.clamp(1, LONGEST_WAIT_MS);
+    match server.store.open(asker, request, ttl_s, deadline_ms).await {
+        Err(error) => server.store_failed(asker, &error),
+        Ok(Opening::Refused(failure)) => {
+            tracing::info!(user = %asker.user, device = %request.device, target = %request.target, %failure, "refused");
+            server.fail(asker, None, failure);
+        }
+        Ok(Opening::New(tunnel)) => {
+            tracing::info!(tunnel = %tunnel.id, user = %asker.user, device = %tunnel.device, target = %tunnel.target, "requested");
+            server.progress(asker, &tunnel, Rank::Accepted);
+            order(server, asker, tunnel).await;
+        }
+        Ok(Opening::Existing(tunnel)) => match tunnel.state {
+            TunnelState::Active => name(server, asker, &tunnel).await,
+            TunnelState::Claimed => server.progress(asker, &tunnel, Rank::Claimed),
+            TunnelState::Requested | TunnelState::Reconnecting => {
+                server.progress(asker, &tunnel, Rank::Accepted);
+                order(server, asker, tunnel).await;
+            }
+            TunnelState::Closed => server.fail(asker, Some(&tunnel), unknown(tunnel.id)),
+            TunnelState::Failed => {
+                let failure = tunnel.failure.clone().unwrap_or_else(|| unknown(tunnel.id));
+                server.fail(asker, Some(&tunnel), failure);
+            }
+        },
+    }
+}
+
+/// The order that a device gets for a tunnel; `None` when it could not arrive in time.
+pub fn open_order(server: &Server, tunnel: &Tunnel, jitter_ms: u32) -> Option<OpenOrder> {
+    let balancers = &server.config.public.ssh;
+    let draw = usize::from_str_radix(&rssh_proto::id::random_hex::<4>(), 16).unwrap_or(0);
+    // A tunnel that has landed before may come back for as long as it lives.
+    let within_ms = match tunnel.state {
+        TunnelState::Requested => tunnel.within_ms,
+        _ => tunnel.ttl_s.saturating_mul(1000),
+    };
+    (within_ms > 0 && tunnel.ttl_s > 0).then(|| OpenOrder {
+        v: V1,
+        tunnel: tunnel.id,
+        epoch: tunnel.epoch.next(),
+        target: tunnel.target.clone(),
+        lb: balancers[draw % balancers.len()].clone(),
+        ssh_user: server.config.sshd.user.clone(),
+        within_ms,
+        ttl_s: tunnel.ttl_s,
+        jitter_ms,
+    })
+}
+
+/// Tells the device, and whoever asked when the device cannot be told.
+async fn order(server: &Arc<Server>, asker: &Asker, tunnel: Tunnel) {
+    match send_order(server, &tunnel).await {
+        Sent::Yes => {}
+        Sent::TooLate => return,
+        Sent::NoSubscriber => {
+            let (_, seen) = server.store.last_seen(&tunnel.device).await.unwrap_or((false, None));
+            let message = match seen {
+                Some(seconds) => format!(
+                    "{} is offline (last seen {} ago); check its power and network",
+                    tunnel.device,
+                    rough(seconds)
+                ),
+                None => format!("{} has never been online; start rssh-agentd on it", tunnel.device),
+            };
+            return give_up(server, &tunnel, Failure::new(FailureKind::Offline, message), false).await;
+        }
+        Sent::Away(error) => {
+            tracing::warn!(tunnel = %tunnel.id, %error, "cannot tell the device");
+            let message = format!("{} cannot reach the broker; try again in a moment", server.id);
+            return server.fail(asker, Some(&tunnel), Failure::new(FailureKind::Busy, message));
+        }
+    }
+    // Zero proves nothing: the link may be half open, or only a monitor may be subscribed.
+    let server = server.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(ORDER_AGAIN).await;
+        let unanswered = |tunnel: &Tunnel| tunnel.state == TunnelState::Requested;
+        match server.store.tunnel_of(&tunnel.user, tunnel.id).await {
+            Ok(Some(now)) if unanswered(&now) => drop(send_order(&server, &now).await),
+            _ => return,
+        }
+        tokio::time::sleep(NOT_ANSWERING - ORDER_AGAIN).await;
+        let message = format!(
+            "{} is connected, but does not answer; check its load and its link",
+            tunnel.device
+        );
+        give_up(&server, &tunnel, Failure::new(FailureKind::NotAnswering, message), true).await;
+    });
+}
+
+/// What became of an order.
+enum Sent {
+    Yes,
+    NoSubscriber,
+    TooLate,
+    Away(rssh_mqtt::PublishError),
+}
+
+async fn send_order(server: &Arc<Server>, tunnel: &Tunnel) -> Sent {
+    let Some(order) = open_order(server, tunnel, 0) else {
+        return Sent::TooLate;
+    };
+    let expiry = Duration::from_millis(order.within_ms.into());
+    let publish = Publish::new(Topic::DeviceOpen(tunnel.device.clone()), payload::encode(&order)).expiring(expiry);
+    match server.session.publish(publish).await {
+        Ok(Delivery::Accepted) => Sent::Yes,
+        Ok(Delivery::NoSubscriber) => Sent::NoSubscriber,
+        Err(error) => Sent::Away(error),
+    }
+}
+
+/// Ends a tunnel that the device does not open, and tells everyone who asked for it.
+async fn give_up(server: &Arc<Server>, tunnel: &Tunnel, failure: Failure, unanswered: bool) {
+    match server.store.fail(tunnel.id, &tunnel.device, &failure, unanswered).await {
+        Ok(Some((tunnel, askers))) => {
+            tracing::info!(tunnel = %tunnel.id, device = %tunnel.device, %failure, "failed");
+            for asker in &askers {
+                server.fail(asker, Some(&tunnel), failure.clone());
+            }
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(tunnel = %tunnel.id, %error, "cannot note a failure"),
+    }
+}
+
+/// A span in its largest unit, for people.
+fn rough(seconds: i64) -> String {
+    match seconds {
+        ..60 => format!("{} s", seconds.max(0)),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Signs a name for an active tunnel, or has the server sign it that holds the tunnel: each has its own key.
+async fn name(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel) {
+    match &tunnel.place {
+        Some((place, _)) if tunnel.state == TunnelState::Active => {
+            if *place == server.id {
+                let body = ReplyBody::Opened(server.info(tunnel));
+                server.reply(asker, Some(tunnel), Rank::Final, body);
+            } else {
+                sign_elsewhere(server, asker, tunnel, place.clone()).await;
+            }
+        }
+        _ => server.fail(asker, Some(tunnel), unknown(tunnel.id)),
+    }
+}
+
+async fn sign_elsewhere(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, place: ServerId) {
+    let request = ServerRequest {
+        v: V1,
+        op: ServerOperation::Sign {
+            tunnel: tunnel.id,
+            user: asker.user.clone(),
+            session: asker.session.clone(),
+            request: asker.request,
+        },
+    };
+    match server.publish(Topic::ServerRequest(place.clone()), &request).await {
+        Ok(Delivery::Accepted) => {}
+        // The asker repeats its request; the tunnel moves, or its server comes back.
+        other => tracing::warn!(tunnel = %tunnel.id, %place, ?other, "cannot have a name signed"),
+    }
+}
+
+async fn close(server: &Arc<Server>, asker: &Asker, outcomes: Vec<crate::store::CloseOutcome>) {
+    for outcome in outcomes.iter().filter(|outcome| outcome.holders_left == 0) {
+        let tunnel = &outcome.tunnel;
+        tracing::info!(tunnel = %tunnel.id, user = %asker.user, device = %tunnel.device, "closed");
+        sessions::end_here(server, tunnel.id);
+        if let Some((place, _)) = tunnel.place.clone().filter(|(place, _)| *place != server.id) {
+            let request = ServerRequest {
+                v: V1,
+                op: ServerOperation::End { tunnel: tunnel.id },
+            };
+            // Only to be quick: that server finds the eviction in the database too.
+            let _ = server.publish(Topic::ServerRequest(place), &request).await;
+        }
+        sessions::order_close(server, tunnel).await;
+    }
+    let items = outcomes
+        .into_iter()
+        .map(|outcome| ClosedTunnel {
+            tunnel: outcome.tunnel.id,
+            device: outcome.tunnel.device,
+            target: outcome.tunnel.target,
+            holders_left: outcome.holders_left,
+        })
+        .take(TUNNELS_PER_MESSAGE * 2)
+        .collect();
+    server.reply(asker, None, Rank::Final, ReplyBody::Closed { items });
+}
+
+fn list(server: &Arc<Server>, asker: &Asker, tunnels: &[Tunnel]) {
+    let mut pages = tunnels.chunks(TUNNELS_PER_MESSAGE).peekable();
+    if pages.peek().is_none() {
+        let body = ReplyBody::Tunnels {
+            items: Vec::new(),
+            last: true,
+        };
+        return server.reply(asker, None, Rank::Final, body);
+    }
+    while let Some(page) = pages.next() {
+        let body = ReplyBody::Tunnels {
+            items: page.iter().map(|tunnel| server.info(tunnel)).collect(),
+            last: pages.peek().is_none(),
+        };
+        server.reply(asker, None, Rank::Final, body);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_told_in_their_largest_unit() {
+        for (seconds, text) in [
+            (-3, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (7199, "1 h"),
+            (172_800, "2 days"),
+        ] {
+            assert_eq!(rough(seconds), text);
+        }
+    }
+}

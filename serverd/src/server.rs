@@ -1,0 +1,206 @@
+//! What the parts of the daemon share: the lease machine, the store, the broker session and this server's identity.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rssh_mqtt::{Delivery, Publish, PublishError, Session};
+use rssh_proto::payload::{self, Rank, Reply, ReplyBody, TunnelInfo, TunnelState, V1};
+use rssh_proto::topic::Topic;
+use rssh_proto::{Failure, FailureKind, Generation, InstanceId, NameKey, ServerId, SignedName};
+use serde::Serialize;
+use tokio::sync::{Notify, oneshot};
+
+use crate::clock;
+use crate::config::Config;
+use crate::lease::Leases;
+use crate::process::Process;
+use crate::store::{Asker, Store, StoreError, Tunnel};
+use crate::watcher::Watcher;
+
+/// The server; every task holds a reference.
+pub struct Server {
+    pub id: ServerId,
+    pub generation: Generation,
+    pub instance: InstanceId,
+    pub config: Config,
+    pub store: Store,
+    pub session: Session,
+    pub watcher: Watcher,
+    pub name_key: NameKey,
+    /// The account of devices' sessions.
+    pub session_uid: u32,
+    pub boot_id: String,
+    /// Set once the sessions from before have been adopted, and unset when this server is to take no new ones.
+    pub open_for_landings: AtomicBool,
+    /// Messages dropped because they were no valid payload of their topic.
+    pub dropped: AtomicU64,
+    /// Wakes the timer after a change to the leases.
+    pub changed: Notify,
+    leases: Mutex<Leases>,
+    /// Who waits for the end of which process.
+    waiting: Mutex<HashMap<Process, Vec<oneshot::Sender<()>>>>,
+}
+
+/// Locks a mutex whose holders never panic half-way through a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Server {
+    /// Puts the parts together; no sessions are known yet, and none is let in.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each part is made in a way of its own by the daemon's start"
+    )]
+    pub fn new(
+        id: ServerId,
+        generation: Generation,
+        instance: InstanceId,
+        config: Config,
+        store: Store,
+        session: Session,
+        watcher: Watcher,
+        name_key: NameKey,
+        session_uid: u32,
+        boot_id: String,
+        leases: Leases,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            generation,
+            instance,
+            config,
+            store,
+            session,
+            watcher,
+            name_key,
+            session_uid,
+            boot_id,
+            open_for_landings: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+            changed: Notify::new(),
+            leases: Mutex::new(leases),
+            waiting: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// The lease machine. Never held across an await.
+    pub fn leases(&self) -> MutexGuard<'_, Leases> {
+        lock(&self.leases)
+    }
+
+    /// Where a leased port is bound.
+    pub fn address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.config.sshd.address, port)
+    }
+
+    /// How long a port rests after a lease, in seconds.
+    pub fn rest_s(&self) -> u32 {
+        let tunnels = &self.config.tunnels;
+        let rest = tunnels.name_ttl.duration() + tunnels.clock_skew.duration();
+        u32::try_from(rest.as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// Becomes ready when a process that is watched has ended.
+    pub fn end_of(&self, process: Process) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.waiting).entry(process).or_default().push(sender);
+        receiver
+    }
+
+    /// Tells those who wait that a process has ended.
+    pub fn tell_end_of(&self, process: Process) {
+        for waiting in lock(&self.waiting).remove(&process).unwrap_or_default() {
+            // Whoever no longer waits is no fault.
+            let _ = waiting.send(());
+        }
+    }
+
+    /// Counts a message that is no valid payload of its topic.
+    pub fn drop_message(&self, topic: &str, why: &dyn std::fmt::Display) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            topic = rssh_proto::text::sanitize(topic, 120),
+            why = rssh_proto::text::sanitize(&why.to_string(), 120),
+            "message dropped"
+        );
+    }
+
+    /// Publishes a payload, and waits for the broker to have it.
+    ///
+    /// # Errors
+    /// When the broker is away or refuses.
+    pub async fn publish(&self, topic: Topic, payload: &impl Serialize) -> Result<Delivery, PublishError> {
+        self.session
+            .publish(Publish::new(topic, payload::encode(payload)))
+            .await
+    }
+
+    /// Answers an asker. One that has gone away is no fault; a broker that is away is logged, and the asker repeats its
+    /// request.
+    pub fn reply(&self, asker: &Asker, tunnel: Option<&Tunnel>, rank: Rank, body: ReplyBody) {
+        let reply = Reply {
+            v: V1,
+            request: asker.request,
+            epoch: tunnel.map(|tunnel| tunnel.epoch).unwrap_or_default(),
+            rank,
+            body,
+        };
+        let topic = Topic::UserReply(asker.user.clone(), asker.session.clone());
+        if let Err(error) = self.session.send(Publish::new(topic, payload::encode(&reply))) {
+            tracing::warn!(user = %asker.user, request = %asker.request, %error, "cannot answer");
+        }
+    }
+
+    /// Tells an asker how far its request has come.
+    pub fn progress(&self, asker: &Asker, tunnel: &Tunnel, rank: Rank) {
+        let body = ReplyBody::Progress {
+            tunnel: tunnel.id,
+            server: self.id.clone(),
+        };
+        self.reply(asker, Some(tunnel), rank, body);
+    }
+
+    /// Tells an asker that its request failed.
+    pub fn fail(&self, asker: &Asker, tunnel: Option<&Tunnel>, failure: Failure) {
+        self.reply(asker, tunnel, Rank::Final, ReplyBody::Failed(failure));
+    }
+
+    /// Tells an asker that the store is away.
+    pub fn store_failed(&self, asker: &Asker, error: &StoreError) {
+        tracing::error!(user = %asker.user, request = %asker.request, %error, "store");
+        let message = format!("{} cannot reach its database; try again in a moment", self.id);
+        self.fail(asker, None, Failure::new(FailureKind::Busy, message));
+    }
+
+    /// A tunnel as its user sees it, with a signed name when this server holds it.
+    pub fn info(&self, tunnel: &Tunnel) -> TunnelInfo {
+        let here = tunnel.place.as_ref().filter(|(server, _)| *server == self.id);
+        let signed = here.filter(|_| tunnel.state == TunnelState::Active).map(|(_, port)| {
+            let now = clock::now().0;
+            let name_ttl = i64::try_from(self.config.tunnels.name_ttl.duration().as_secs()).unwrap_or(i64::MAX);
+            let until = now.saturating_add(name_ttl.min(i64::from(tunnel.ttl_s)));
+            let exp = u64::try_from(until).unwrap_or(0);
+            let name = SignedName::sign(&self.name_key, &self.id, *port, exp, Some(&tunnel.user));
+            (name.host(&self.config.public.domain), until, until - now)
+        });
+        let (host, until, valid) = match signed {
+            Some((host, until, valid)) => (Some(host), Some(until), u32::try_from(valid).ok()),
+            None => (None, None, None),
+        };
+        TunnelInfo {
+            tunnel: tunnel.id,
+            device: tunnel.device.clone(),
+            target: tunnel.target.clone(),
+            state: tunnel.state,
+            server: tunnel.place.as_ref().map(|(server, _)| server.clone()),
+            port: host.is_some().then_some(self.config.public.port),
+            host,
+            expires_at: tunnel.expires_at,
+            host_expires_at: until,
+            host_valid_s: valid,
+        }
+    }
+}

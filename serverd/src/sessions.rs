@@ -1,0 +1,298 @@
+//! Watching devices' sessions: carries out what the lease machine decides, and looks for sessions it does not know.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rssh_proto::payload::{CloseOrder, V1};
+use rssh_proto::topic::Topic;
+use rssh_proto::{Epoch, TunnelId};
+use tokio::sync::mpsc;
+
+use crate::lease::{Command, Terms};
+use crate::process::{self, Process, end_session};
+use crate::server::Server;
+use crate::sock_diag;
+use crate::store::{StoreError, Tunnel};
+
+/// How often unknown sessions, evictions and idle tunnels are looked for.
+const SWEEP: Duration = Duration::from_millis(500);
+/// A sweep may take at most this share of the time: on a full server one look at the kernel's table is long.
+const SWEEP_SHARE: u32 = 50;
+/// How long the database may go on refusing a release before it is tried again.
+const RELEASE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs the timers and the watcher's news, until the watcher ends.
+pub async fn run(server: Arc<Server>, mut ended: mpsc::UnboundedReceiver<Process>) {
+    loop {
+        let due = server.leases().poll_timeout();
+        let timer = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let commands = tokio::select! {
+            process = ended.recv() => {
+                let Some(process) = process else { return };
+                server.tell_end_of(process);
+                server.leases().handle_ended(process, Instant::now())
+            }
+            () = timer => server.leases().handle_timeout(Instant::now()),
+            () = server.changed.notified() => Vec::new(),
+        };
+        execute(&server, commands);
+    }
+}
+
+/// Carries out the lease machine's commands.
+pub fn execute(server: &Arc<Server>, commands: Vec<Command>) {
+    for command in commands {
+        match command {
+            Command::Kill { login, child } => kill(server, login, child),
+            Command::Release { port, tunnel, epoch } => {
+                let server = server.clone();
+                tokio::spawn(async move { release(&server, port, tunnel, epoch).await });
+            }
+            Command::Close { tunnel, why } => {
+                let server = server.clone();
+                tokio::spawn(async move {
+                    tracing::info!(%tunnel, ?why, "tunnel over");
+                    if let Err(error) = server.store.end(tunnel).await {
+                        // An expired tunnel is closed by the next sweep; an idle one is reopened by its agent and
+                        // becomes idle again.
+                        tracing::warn!(%tunnel, %error, "cannot close a tunnel that is over");
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn kill(server: &Arc<Server>, login: Process, child: Option<Process>) {
+    let monitor = server
+        .leases()
+        .knows_login(login)
+        .then_some(login)
+        .filter(|login| Some(*login) != child);
+    end_session(monitor, child);
+    // Its end may have come and gone before it was watched.
+    let watched = child.unwrap_or(login);
+    if watched.handle().is_err() {
+        server.tell_end_of(watched);
+        let commands = server.leases().handle_ended(watched, Instant::now());
+        execute(server, commands);
+    }
+}
+
+/// Takes a lease back, however long the database is away: the port itself rests in memory meanwhile.
+async fn release(server: &Arc<Server>, port: u16, tunnel: TunnelId, epoch: Epoch) {
+    loop {
+        match server
+            .store
+            .release(&server.id, port, tunnel, epoch, server.rest_s())
+            .await
+        {
+            Ok(waits) => {
+                tracing::info!(%tunnel, %epoch, port, waits, "lease released");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%tunnel, port, %error, "cannot release a lease yet");
+                tokio::time::sleep(RELEASE_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Whether nothing is bound to a port. The test does not listen, so nobody can connect to it meanwhile.
+pub fn usable(server: &Server, port: u16) -> bool {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+
+    let address = server.address(port);
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .and_then(|socket| bind(&socket, &address))
+        .is_ok()
+}
+
+/// Takes over the sessions that hold a current lease, and ends every other one. Runs before the first authorization.
+///
+/// # Errors
+/// When the database is away: nothing is ended then.
+pub async fn adopt(server: &Arc<Server>) -> Result<(), StoreError> {
+    let leases = server.store.leases(&server.id).await?;
+    let resting = server.store.resting(&server.id).await?;
+    let now = Instant::now();
+    let mut adopted = 0_usize;
+    let mut lost = Vec::new();
+    for lease in leases {
+        let child = lease.mark.process;
+        let lives = lease.mark.boot_id == server.boot_id
+            && process::owner(child.pid) == Some(server.session_uid)
+            && server.watcher.watch(child).is_ok();
+        let terms = Terms {
+            epoch: lease.epoch,
+            ttl: Duration::from_secs(lease.ttl_s.into()),
+            idle: lease.idle_s.map(|seconds| Duration::from_secs(seconds.into())),
+        };
+        if lives
+            && server
+                .leases()
+                .adopt(child, lease.port, lease.device.clone(), lease.tunnel, terms, now)
+        {
+            adopted += 1;
+            if !lease.active {
+                tokio::spawn(crate::landing::activate(
+                    server.clone(),
+                    lease.tunnel,
+                    lease.epoch,
+                    lease.port,
+                ));
+            }
+        } else {
+            lost.push(lease);
+        }
+    }
+    for lease in &lost {
+        server
+            .store
+            .release(&server.id, lease.port, lease.tunnel, lease.epoch, server.rest_s())
+            .await?;
+    }
+    let mut ended = 0_usize;
+    for process in process::of_user(server.session_uid) {
+        let known = {
+            let leases = server.leases();
+            leases.knows_child(process) || process::stat(process.pid).is_none_or(|stat| is_below_known(&leases, stat))
+        };
+        if !known {
+            end_session(None, Some(process));
+            ended += 1;
+        }
+    }
+    {
+        let mut leases = server.leases();
+        for rest in resting {
+            leases.rest(rest.port, now + Duration::from_millis(rest.for_ms.into()));
+        }
+        for lease in &lost {
+            leases.rest(lease.port, now + Duration::from_secs(server.rest_s().into()));
+        }
+    }
+    tracing::info!(adopted, lost = lost.len(), ended, "sessions from before");
+    Ok(())
+}
+
+/// Whether a process is the forced command of a session that is known.
+fn is_below_known(leases: &crate::lease::Leases, stat: process::Stat) -> bool {
+    process::stat(stat.parent).is_some_and(|parent| leases.knows_child(parent.process))
+}
+
+/// Looks for what the watcher cannot tell, for ever: evictions by other servers, listeners and sessions without a
+/// lease, idle tunnels.
+pub async fn sweep(server: Arc<Server>) {
+    loop {
+        let began = Instant::now();
+        evict(&server).await;
+        let looked = {
+            let server = server.clone();
+            tokio::task::spawn_blocking(move || look(&server)).await
+        };
+        if let Ok(Err(error)) = looked {
+            tracing::error!(%error, "cannot look at the kernel's sockets");
+        }
+        tokio::time::sleep(SWEEP.max(began.elapsed() * SWEEP_SHARE)).await;
+    }
+}
+
+async fn evict(server: &Arc<Server>) {
+    match server.store.evictions(&server.id).await {
+        Ok(evictions) => {
+            for (tunnel, epoch) in evictions {
+                let held = server.leases().held(tunnel);
+                if held.is_some_and(|held| held.epoch <= epoch) {
+                    let commands = server.leases().handle_evict(tunnel, epoch.next(), Instant::now());
+                    execute(server, commands);
+                }
+            }
+        }
+        Err(error) => tracing::debug!(%error, "cannot ask for evictions"),
+    }
+}
+
+fn look(server: &Arc<Server>) -> io::Result<()> {
+    let address = server.config.sshd.address;
+    let unknown: Vec<sock_diag::Listener> = sock_diag::listeners(address)?
+        .into_iter()
+        .filter(|listener| listener.uid == server.session_uid && !server.leases().permits(listener.port))
+        .collect();
+    for listener in unknown {
+        for process in process::of_user(server.session_uid) {
+            if process::holds_socket(process.pid, listener.inode) {
+                tracing::warn!(port = listener.port, %process, "session without a lease ended");
+                end_session(None, Some(process));
+            }
+        }
+    }
+    // A child whose monitor has died belongs to the system's first process.
+    for pid in process::children(1) {
+        if process::owner(pid) == Some(server.session_uid)
+            && let Some(stat) = process::stat(pid)
+            && !server.leases().knows_child(stat.process)
+        {
+            tracing::warn!(process = %stat.process, "orphaned session ended");
+            end_session(None, Some(stat.process));
+        }
+    }
+    let counts_connections = server.leases().counts_connections();
+    if counts_connections {
+        let counts = sock_diag::connections(address)?;
+        server
+            .leases()
+            .handle_connections(|port| counts.get(&port).copied().unwrap_or(0), Instant::now());
+    }
+    Ok(())
+}
+
+/// How often tunnels past their deadline or their life are looked for.
+const EXPIRY: Duration = Duration::from_secs(1);
+
+/// Ends tunnels that are past their deadline or their life, wherever they are; for ever.
+pub async fn expire(server: Arc<Server>) {
+    loop {
+        tokio::time::sleep(EXPIRY).await;
+        match server.store.sweep().await {
+            Ok(tunnels) => {
+                for tunnel in tunnels {
+                    tracing::info!(tunnel = %tunnel.id, device = %tunnel.device, state = ?tunnel.state, "tunnel over");
+                    order_close(&server, &tunnel).await;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot look for expired tunnels"),
+        }
+    }
+}
+
+/// Tells a device, and the server that holds the tunnel, that it is over. Both are told only to be quick: the device
+/// knows the tunnel's life, and the server finds the eviction in the database.
+pub async fn order_close(server: &Arc<Server>, tunnel: &Tunnel) {
+    let order = CloseOrder {
+        v: V1,
+        tunnel: tunnel.id,
+        epoch: tunnel.epoch,
+    };
+    if let Err(error) = server.publish(Topic::DeviceClose(tunnel.device.clone()), &order).await {
+        tracing::debug!(tunnel = %tunnel.id, %error, "cannot tell the device");
+    }
+}
+
+/// The tunnel is over: end its session here at once.
+pub fn end_here(server: &Arc<Server>, tunnel: TunnelId) {
+    let commands = server.leases().handle_evict(tunnel, Epoch(u64::MAX), Instant::now());
+    execute(server, commands);
+}
