@@ -13,6 +13,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 
 use crate::accounts;
@@ -55,6 +56,9 @@ pub fn component(root: &Path, programs: &Path, component: &Component) -> Result<
     // Ours alone: no terminal's signal reaches it, and its shared memory ends with it.
     nix::unistd::setsid().ok();
     unshare(CloneFlags::CLONE_NEWIPC)?;
+    // As many files as units of a service manager would get, not as few as a login shell.
+    let (_, files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
     let process = Process::with_pid(std::process::id() as i32).context("cannot read /proc")?;
     let mounts = process.namespace("mnt").context("cannot read /proc")?;
     Record { process, mounts }.write(Path::new(INSIDE), &component.name)?;

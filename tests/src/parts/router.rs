@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::component::Component;
 use crate::files;
@@ -59,7 +60,7 @@ domain = "{DOMAIN}"
 devices = ["{devices_at}"]
 users = ["{users_at}"]
 bearer = ["{bearer_at}"]
-
+{limits}
 [mqtt]
 brokers = ["{broker}"]
 ca = "{servers}"
@@ -83,9 +84,21 @@ servers-ca = "{servers}"
         users_at = socket(LB, LB_USERS),
         bearer_at = socket(LB, LB_BEARER),
         broker = broker::address(),
+        limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
         redis = redis::url(),
         database = postgres::url(),
     )
+}
+
+/// How many connections HAProxy takes on, where it may not open as many files as it would by default.
+fn limits(files: u64) -> String {
+    // Two files per connection, and some for its checks and doors; by default it asks for 146,035.
+    if files >= 150_000 {
+        return String::new();
+    }
+    let connections = files.saturating_sub(3000).max(200) / 2;
+    let [devices, users, bearer] = [12, 7, 1].map(|twentieths| connections * twentieths / 20);
+    format!("\n[haproxy.limits]\ndevices = {devices}\nusers = {users}\nbearer = {bearer}\n")
 }
 
 /// Enrols the router and renders a configuration with which HAProxy can start.
