@@ -1,0 +1,12 @@
+//! The binary against a real mosquitto, a peer that answers as a server does, and a TLS listener as load balancer.
+
+mod balancer;
+mod broker;
+mod open;
+mod pki;
+mod proxy;
+mod rig;
+mod server;
+mod ssh;
+mod tunnels;
+mod usage;
