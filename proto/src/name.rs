@@ -105,7 +105,7 @@ impl FromStr for ProxyDomain {
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         // A whole name has at most 253 bytes; our label and its dot come before the domain.
-        if text.len() <= 253 - LABEL_LIMIT - 1 && text.split('.').all(label) {
+        if text.len() < 253 - LABEL_LIMIT && text.split('.').all(label) {
             Ok(Self(text.to_owned()))
         } else {
             Err(NameError::Domain(quoted(text, 80)))
