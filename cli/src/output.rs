@@ -18,7 +18,7 @@ pub fn error(error: &Error) {
 /// Tells something that is not data, in one line on stderr.
 pub fn remark(text: &str) {
     // Nobody is left to tell when stderr is closed.
-    let _ = writeln!(io::stderr(), "rssh: {text}");
+    let _ = io::stderr().write_all(format!("rssh: {text}\n").as_bytes());
 }
 
 /// Writes data to stdout.
