@@ -221,20 +221,16 @@ mod tests {
     }
 
     #[test]
-    fn an_ssh_of_an_earlier_agent_is_ended_and_others_are_left_alone() {
+    fn a_sweep_clears_the_tunnels_of_an_earlier_agent_and_leaves_other_processes_alone() {
         let state = tempfile::tempdir().unwrap();
         let run = RunDir::open(state.path(), &device()).unwrap();
-        let sleep = |config: &Path| {
-            // `sh -F CONFIG` would be an error; a script named -F is not, and the command line looks like ssh's.
-            Command::new("perl")
-                .arg("-e")
-                .arg("$0 = 'x'; sleep 60")
-                .arg(config)
-                .stdin(Stdio::null())
-                .spawn()
-                .unwrap()
-        };
-        let mut other = sleep(&run.ssh_config());
+        fs::write(run.ssh_config(), "").unwrap();
+        let mut other = Command::new("tail")
+            .arg("-f")
+            .arg(run.ssh_config())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         let tunnel = TunnelId::generate();
         let kept = run.prepare(tunnel).unwrap();
         std::mem::forget(kept);
@@ -246,5 +242,14 @@ mod tests {
         other.kill().unwrap();
         other.wait().unwrap();
         assert!(!run.path.join(tunnel.to_string()).exists());
+    }
+
+    #[test]
+    fn where_the_state_cannot_be_written_a_temporary_directory_serves() {
+        let device: DeviceId = format!("test-{}", std::process::id()).parse().unwrap();
+        let run = RunDir::open(Path::new("/proc/nowhere"), &device).unwrap();
+        assert!(run.path.starts_with(std::env::temp_dir()));
+        run.prepare(TunnelId::generate()).unwrap();
+        fs::remove_dir_all(&run.path).unwrap();
     }
 }
