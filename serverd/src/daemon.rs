@@ -97,7 +97,7 @@ pub async fn run(config: Config) -> Result<()> {
         () = ended_by_signal() => Ok(()),
         fenced = &mut registered => match fenced? {
             Err(fenced) => {
-                end_all(&server);
+                sessions::end_all(&server);
                 Err(fenced.into())
             }
             Ok(()) => Ok(()),
@@ -246,12 +246,5 @@ async fn ended_by_signal() {
     tokio::select! {
         _ = term.recv() => {}
         _ = interrupt.recv() => {}
-    }
-}
-
-/// This server is fenced: its leases are others' to give now, so none of its sessions may go on.
-fn end_all(server: &Server) {
-    for process in process::of_user(server.session_uid) {
-        process::end_session(None, Some(process));
     }
 }

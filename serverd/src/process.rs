@@ -60,14 +60,21 @@ pub fn owner(pid: i32) -> Option<u32> {
     Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
-/// Whether a process has the socket with this inode number open.
-pub fn holds_socket(pid: i32, inode: u32) -> bool {
-    let wanted = format!("socket:[{inode}]");
+/// The numbers of the sockets that a process has open.
+pub fn sockets(pid: i32) -> impl Iterator<Item = u32> {
     fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()
         .flatten()
         .flatten()
-        .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .filter_map(|target| {
+            target
+                .to_str()?
+                .strip_prefix("socket:[")?
+                .strip_suffix(']')?
+                .parse()
+                .ok()
+        })
 }
 
 /// Every process of a user.

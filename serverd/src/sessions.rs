@@ -164,17 +164,7 @@ pub async fn adopt(server: &Arc<Server>) -> Result<(), StoreError> {
             .release(&server.id, lease.port, lease.tunnel, lease.epoch, server.rest_s())
             .await?;
     }
-    let mut ended = 0_usize;
-    for process in process::of_user(server.session_uid) {
-        let known = {
-            let leases = server.leases();
-            leases.knows_child(process) || process::stat(process.pid).is_none_or(|stat| is_below_known(&leases, stat))
-        };
-        if !known {
-            end_session(None, Some(process));
-            ended += 1;
-        }
-    }
+    let ended = end_unknown(server, process::of_user(server.session_uid));
     {
         let mut leases = server.leases();
         for rest in resting {
@@ -188,9 +178,40 @@ pub async fn adopt(server: &Arc<Server>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether a process is the forced command of a session that is known.
-fn is_below_known(leases: &crate::lease::Leases, stat: process::Stat) -> bool {
-    process::stat(stat.parent).is_some_and(|parent| leases.knows_child(parent.process))
+/// Ends those of some processes that are sessions of this server's sshd and hold no lease; returns how many.
+fn end_unknown(server: &Server, mut suspects: Vec<Process>) -> usize {
+    suspects.retain(|process| !server.leases().knows_child(*process));
+    let unknown = ours(server, suspects);
+    for process in &unknown {
+        tracing::warn!(%process, "session without a lease ended");
+        end_session(None, Some(*process));
+    }
+    unknown.len()
+}
+
+/// Ends every session of this server's sshd: it is fenced, and its leases are others' to give now.
+pub fn end_all(server: &Server) {
+    for process in ours(server, process::of_user(server.session_uid)) {
+        end_session(None, Some(process));
+    }
+}
+
+/// Those of some processes that are sessions of this server's sshd.
+///
+/// Another sshd may run sessions under the same account, in a container or for another server: a session is this
+/// server's when its connection came in where this server's sshd listens.
+fn ours(server: &Server, mut processes: Vec<Process>) -> Vec<Process> {
+    if processes.is_empty() {
+        return processes;
+    }
+    match sock_diag::accepted(&server.config.sshd.listen) {
+        Ok(ours) => processes.retain(|process| process::sockets(process.pid).any(|inode| ours.contains(&inode))),
+        Err(error) => {
+            tracing::error!(%error, "cannot look at the kernel's sockets");
+            processes.clear();
+        }
+    }
+    processes
 }
 
 /// Looks for what the watcher cannot tell, for ever: evictions by other servers, listeners and sessions without a
@@ -231,24 +252,23 @@ fn look(server: &Arc<Server>) -> io::Result<()> {
         .into_iter()
         .filter(|listener| listener.uid == server.session_uid && !server.leases().permits(listener.port))
         .collect();
-    for listener in unknown {
-        for process in process::of_user(server.session_uid) {
-            if process::holds_socket(process.pid, listener.inode) {
-                tracing::warn!(port = listener.port, %process, "session without a lease ended");
-                end_session(None, Some(process));
-            }
+    if !unknown.is_empty() {
+        let mut owners = process::of_user(server.session_uid);
+        owners.retain(|process| {
+            process::sockets(process.pid).any(|inode| unknown.iter().any(|listener| listener.inode == inode))
+        });
+        for process in owners {
+            tracing::warn!(%process, "listener without a lease: session ended");
+            end_session(None, Some(process));
         }
     }
     // A child whose monitor has died belongs to the system's first process.
-    for pid in process::children(1) {
-        if process::owner(pid) == Some(server.session_uid)
-            && let Some(stat) = process::stat(pid)
-            && !server.leases().knows_child(stat.process)
-        {
-            tracing::warn!(process = %stat.process, "orphaned session ended");
-            end_session(None, Some(stat.process));
-        }
-    }
+    let orphans = process::children(1)
+        .into_iter()
+        .filter(|pid| process::owner(*pid) == Some(server.session_uid))
+        .filter_map(|pid| process::stat(pid).map(|stat| stat.process))
+        .collect();
+    end_unknown(server, orphans);
     let counts_connections = server.leases().counts_connections();
     if counts_connections {
         let counts = sock_diag::connections(address)?;
