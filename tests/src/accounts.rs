@@ -7,13 +7,24 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::{Gid, Uid, User, setgid, setgroups, setuid};
 
 use crate::files;
-use crate::place::{INSIDE, Place, TUNNEL_ACCOUNT, TUNNEL_UID, inside};
+use crate::place::{INSIDE, Place, TUNNEL_ACCOUNT, inside};
 
-/// Writes the files that hold for a place, into the lab's directory.
+/// The number of the tunnels' group: past what adduser gives out.
+const GROUP: u32 = 64022;
+
+/// The number of the tunnels' account on server `n` of a lab.
+///
+/// A server takes every process of that account for one of its sshd's sessions, as it is on a machine of its own. So no
+/// two servers share it, of one lab or of several: each lab draws a block of a thousand.
+pub fn tunnels_uid(lab: u16, n: u32) -> Uid {
+    Uid::from_raw(100_000_000 + u32::from(lab) * 1000 + n)
+}
+
+/// Writes the files that hold for a place, into the lab's directory; `tunnels` is the number of the tunnels' account.
 ///
 /// # Errors
 /// When the machine's own files cannot be read or ours cannot be written.
-pub fn write(root: &Path, place: &Place) -> Result<()> {
+pub fn write(root: &Path, place: &Place, tunnels: Uid) -> Result<()> {
     let dir = root.join(place.owner_dir());
     for below in [
         "home/.config",
@@ -28,7 +39,7 @@ pub fn write(root: &Path, place: &Place) -> Result<()> {
     files::set_mode(&dir.join("home"), 0o700)?;
     let machine = files::read(Path::new("/etc/passwd"))?;
     let home = inside(format_args!("{}/home", place.owner_dir()));
-    files::write(&dir.join("passwd"), passwd(&machine, &home))
+    files::write(&dir.join("passwd"), passwd(&machine, &home, tunnels))
 }
 
 /// Writes what all places share.
@@ -48,18 +59,14 @@ pub fn write_shared(root: &Path) -> Result<()> {
 }
 
 /// The machine's accounts, with another home for root and the account of tunnels.
-fn passwd(machine: &str, home: &str) -> String {
-    let tunnel = format!("{TUNNEL_ACCOUNT}:x:{TUNNEL_UID}:{TUNNEL_UID}:rssh tunnels:{INSIDE}/empty:/bin/sh");
+fn passwd(machine: &str, home: &str, tunnels: Uid) -> String {
+    let tunnel = format!("{TUNNEL_ACCOUNT}:x:{tunnels}:{GROUP}:rssh tunnels:{INSIDE}/empty:/bin/sh");
     let root = format!("root:x:0:0:root:{home}:/bin/bash");
     lines_without(machine, &["root", TUNNEL_ACCOUNT], [root, tunnel])
 }
 
 fn group(machine: &str) -> String {
-    lines_without(
-        machine,
-        &[TUNNEL_ACCOUNT],
-        [format!("{TUNNEL_ACCOUNT}:x:{TUNNEL_UID}:")],
-    )
+    lines_without(machine, &[TUNNEL_ACCOUNT], [format!("{TUNNEL_ACCOUNT}:x:{GROUP}:")])
 }
 
 fn lines_without<const N: usize>(machine: &str, names: &[&str], first: [String; N]) -> String {
@@ -111,11 +118,12 @@ mod tests {
         let text = passwd(
             "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/usr/sbin/nologin\n",
             "/h",
+            Uid::from_raw(9),
         );
         assert_eq!(
             text,
             "root:x:0:0:root:/h:/bin/bash\n\
-             rssh-tunnel:x:64022:64022:rssh tunnels:/run/rssh-lab/empty:/bin/sh\n\
+             rssh-tunnel:x:9:64022:rssh tunnels:/run/rssh-lab/empty:/bin/sh\n\
              daemon:x:1:1::/:/usr/sbin/nologin\n"
         );
     }

@@ -122,7 +122,7 @@ fn enter(root: &Path, place: &Place) -> Result<()> {
     )
     .context("cannot show the lab's directory to its programs")?;
     accounts::bind(place)?;
-    if let Place::Device(_) = place {
+    if let Place::Device(_) | Place::Server(_) = place {
         // Logins are recorded below it (wtmp, lastlog).
         tmpfs("/var/log")?;
         nix::unistd::sethostname(place.to_string())?;

@@ -45,8 +45,6 @@ pub const HEALTH_PORT: u16 = 8022;
 pub const SSHD_PORTS: [u16; 2] = [2201, 2202];
 /// The account that tunnels log in as.
 pub const TUNNEL_ACCOUNT: &str = "rssh-tunnel";
-/// Its number: past what adduser gives out.
-pub const TUNNEL_UID: u32 = 64022;
 
 /// The address of server `n`, counted from 1: its forwards bind to it, so only the load balancer's side of the lab reaches it.
 pub fn server_address(n: u32) -> Ipv4Addr {
@@ -91,6 +89,8 @@ pub enum Place {
     Core,
     /// The router of the devices' site.
     Site,
+    /// On a server: beside all others, but with accounts of its own.
+    Server(u32),
     /// On a device, as its root.
     Device(u32),
     /// Beside the servers, as a user.
@@ -101,7 +101,7 @@ impl Place {
     /// The name of the place's network namespace.
     pub fn network(&self) -> String {
         match self {
-            Self::Core | Self::User(_) => "core".to_owned(),
+            Self::Core | Self::Server(_) | Self::User(_) => "core".to_owned(),
             Self::Site => "site".to_owned(),
             Self::Device(n) => device_name(*n),
         }
@@ -111,6 +111,7 @@ impl Place {
     pub fn owner_dir(&self) -> String {
         match self {
             Self::Core | Self::Site => "operator".to_owned(),
+            Self::Server(n) => format!("servers/s{n}"),
             Self::Device(n) => format!("devices/{}", device_name(*n)),
             Self::User(name) => format!("users/{name}"),
         }
@@ -134,7 +135,7 @@ impl Place {
         match self {
             Self::User(_) => environment.push(("LAB_SSH_CONFIG".to_owned(), format!("{home}/.ssh/config"))),
             Self::Core => environment.extend(crate::postgres::client_environment()),
-            Self::Site | Self::Device(_) => {}
+            Self::Site | Self::Server(_) | Self::Device(_) => {}
         }
         environment.push(("HOME".to_owned(), home));
         environment
@@ -146,6 +147,7 @@ impl fmt::Display for Place {
         match self {
             Self::Core => f.write_str("core"),
             Self::Site => f.write_str("site"),
+            Self::Server(n) => write!(f, "server-{n}"),
             Self::Device(n) => f.write_str(&device_name(*n)),
             Self::User(name) => write!(f, "user:{name}"),
         }
@@ -159,15 +161,17 @@ impl FromStr for Place {
         if let Some(name) = text.strip_prefix("user:") {
             return Ok(Self::User(name.parse()?));
         }
+        let number = |n: &str| n.parse().with_context(|| format!("no such place: {text}"));
+        if let Some(n) = text.strip_prefix("server-") {
+            return Ok(Self::Server(number(n)?));
+        }
         if let Some(n) = text.strip_prefix("device-") {
-            return Ok(Self::Device(
-                n.parse().with_context(|| format!("no such place: {text}"))?,
-            ));
+            return Ok(Self::Device(number(n)?));
         }
         match text {
             "core" => Ok(Self::Core),
             "site" => Ok(Self::Site),
-            _ => bail!("no such place: {text}; use core, site, device-N or user:NAME"),
+            _ => bail!("no such place: {text}; use core, site, server-N, device-N or user:NAME"),
         }
     }
 }
@@ -197,10 +201,10 @@ mod tests {
 
     #[test]
     fn a_place_reads_back_as_it_is_written() {
-        for text in ["core", "site", "device-7", "user:alice"] {
+        for text in ["core", "site", "server-2", "device-7", "user:alice"] {
             assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
         }
-        for bad in ["", "device-", "device-x", "user:", "user:A", "server-1"] {
+        for bad in ["", "device-", "device-x", "user:", "user:A", "server-x"] {
             assert!(bad.parse::<Place>().is_err(), "{bad}");
         }
     }

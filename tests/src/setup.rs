@@ -89,14 +89,18 @@ impl Setup {
             files::make_dir(&self.root.join(below))?;
         }
         accounts::write_shared(&self.root)?;
-        accounts::write(&self.root, &Place::Core)?;
+        // Enough: two labs at the same time are few.
+        let lab = uuid::Uuid::new_v4().as_u64_pair().0 as u16;
+        let write = |place: Place, server: u32| accounts::write(&self.root, &place, accounts::tunnels_uid(lab, server));
+        write(Place::Core, 0)?;
         for n in self.devices() {
-            accounts::write(&self.root, &Place::Device(n))?;
+            write(Place::Device(n), 0)?;
         }
         for n in self.users() {
-            accounts::write(&self.root, &Place::User(user_name(n).parse()?))?;
+            write(Place::User(user_name(n).parse()?), 0)?;
         }
         for n in self.servers() {
+            write(Place::Server(n), n)?;
             server::write_config(self, n)?;
         }
         server::install_helpers(self)?;
@@ -167,8 +171,9 @@ impl Setup {
 
     fn start_servers(&self) -> Result<()> {
         let mut components: Vec<Component> = self.servers().flat_map(|n| server::components(self, n)).collect();
-        components.extend(router::components(self));
+        components.push(router::haproxy());
         start(&self.root, &self.programs, &components)?;
+        start(&self.root, &self.programs, &[router::routerd(self)])?;
         let servers = self.options.servers.get() as usize;
         let up =
             || router::servers_up(&self.root).map_err(|error| anyhow!("cannot ask HAProxy for its servers: {error:#}"));

@@ -21,7 +21,7 @@ fn config() -> String {
     inside("router/routerd.toml")
 }
 
-fn routerd(setup: &Setup, args: &[&str]) -> Result<()> {
+fn command(setup: &Setup, args: &[&str]) -> Result<()> {
     let mut command = setup.programs.at(&setup.root, &Place::Core, None);
     command.arg(setup.programs.path("rssh-routerd")).args(args);
     run::checked(&mut command).map(drop)
@@ -34,7 +34,7 @@ fn routerd(setup: &Setup, args: &[&str]) -> Result<()> {
 pub fn init(setup: &Setup) -> Result<()> {
     let dir = setup.root.join("router");
     files::make_dir(&dir.join("haproxy"))?;
-    routerd(setup, &["init", "--router", ID, "--dir", &inside("router")])?;
+    command(setup, &["init", "--router", ID, "--dir", &inside("router")])?;
     // The master of name keys is a router's own copy, as it would be on a machine apart.
     let master = dir.join("name-master");
     files::copy(&setup.root.join("pki/name-master"), &master)?;
@@ -120,29 +120,31 @@ pub fn enrol(setup: &Setup) -> Result<()> {
             &inside("router/router.pem"),
         ],
     )?;
-    routerd(setup, &["render", "--config", &config()])
+    command(setup, &["render", "--config", &config()])
 }
 
-/// HAProxy and routerd.
-pub fn components(setup: &Setup) -> [Component; 2] {
-    let routerd = setup.programs.path("rssh-routerd");
+/// HAProxy.
+pub fn haproxy() -> Component {
+    Component::new(
+        "haproxy",
+        Place::Core,
+        &["haproxy", "-W", "-f", &inside("router/haproxy/haproxy.cfg")],
+    )
+    .address(socket(LB, LB_USERS))
+    .ready(Ready::Unix(SOCKET.to_owned()))
+}
+
+/// The daemon beside it.
+pub fn routerd(setup: &Setup) -> Component {
+    let program = setup.programs.path("rssh-routerd");
     let (variable, value) = notify_variable("routerd");
-    [
-        Component::new(
-            "haproxy",
-            Place::Core,
-            &["haproxy", "-W", "-f", &inside("router/haproxy/haproxy.cfg")],
-        )
-        .address(socket(LB, LB_USERS))
-        .ready(Ready::Unix(SOCKET.to_owned())),
-        Component::new(
-            "routerd",
-            Place::Core,
-            &[&routerd.to_string_lossy(), "run", "--config", &config()],
-        )
-        .env(&variable, value)
-        .ready(Ready::Notify),
-    ]
+    Component::new(
+        "routerd",
+        Place::Core,
+        &[&program.to_string_lossy(), "run", "--config", &config()],
+    )
+    .env(&variable, value)
+    .ready(Ready::Notify)
 }
 
 /// How many servers HAProxy sends devices to now.

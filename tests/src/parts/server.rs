@@ -43,7 +43,11 @@ pub fn admin_config() -> String {
 /// # Errors
 /// When it fails.
 pub fn admin(setup: &Setup, args: &[&str]) -> Result<()> {
-    let mut command = setup.programs.at(&setup.root, &Place::Core, None);
+    serverd(setup, &Place::Core, args)
+}
+
+fn serverd(setup: &Setup, place: &Place, args: &[&str]) -> Result<()> {
+    let mut command = setup.programs.at(&setup.root, place, None);
     command.arg(setup.programs.path("rssh-serverd")).args(args);
     run::checked(&mut command).map(drop)
 }
@@ -137,7 +141,11 @@ pub fn migrate(setup: &Setup) -> Result<()> {
 /// When the product's command fails.
 pub fn init(setup: &Setup, n: u32) -> Result<()> {
     let config = inside(format_args!("{}/admin.toml", dir(n)));
-    admin(setup, &["server", "init", "--config", &config, "--id", &id(n)])
+    serverd(
+        setup,
+        &Place::Server(n),
+        &["server", "init", "--config", &config, "--id", &id(n)],
+    )
 }
 
 /// The daemon and sshd of server `n`.
@@ -149,7 +157,7 @@ pub fn components(setup: &Setup, n: u32) -> [Component; 2] {
     [
         Component::new(
             format!("sshd-{n}"),
-            Place::Core,
+            Place::Server(n),
             &[
                 "/usr/sbin/sshd",
                 "-D",
@@ -161,7 +169,7 @@ pub fn components(setup: &Setup, n: u32) -> [Component; 2] {
         .ready(Ready::Tcp(SocketAddr::new(address.into(), SSHD_PORTS[0]))),
         Component::new(
             name,
-            Place::Core,
+            Place::Server(n),
             &[&serverd.to_string_lossy(), "run", "--config", &config(n)],
         )
         .env(&variable, value)

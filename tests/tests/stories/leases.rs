@@ -1,0 +1,51 @@
+//! Leases end with what they stand for.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rssh_lab::component::Record;
+
+use crate::{lab, leases, open, said, within};
+
+#[test]
+fn a_closed_tunnel_has_no_lease_and_leaves_no_ssh() {
+    let lab = lab();
+    let opened = open(&lab, "heidi", "device-10");
+    assert_eq!(leases(&lab, &opened.tunnel), 1);
+    said(&lab, "heidi", &["rssh", "close", "device-10"]);
+    within(Duration::from_secs(1), "the lease is released", || {
+        leases(&lab, &opened.tunnel) == 0
+    });
+    within(Duration::from_secs(2), "the device's ssh has ended", || {
+        device_ssh(&lab, 10).is_empty()
+    });
+}
+
+#[test]
+fn a_lease_ends_when_the_devices_ssh_is_killed() {
+    let lab = lab();
+    let opened = open(&lab, "heidi", "device-11");
+    let epoch = |tunnel: &str| {
+        lab.psql(&format!("SELECT epoch FROM live_leases WHERE tunnel_id = '{tunnel}'"))
+            .unwrap()
+    };
+    let before = epoch(&opened.tunnel);
+    assert_eq!(before, "1");
+    let ssh = device_ssh(&lab, 11);
+    assert!(!ssh.is_empty());
+    for process in ssh {
+        process.signal(Signal::SIGKILL).unwrap();
+    }
+    // Gone, or already held again by the same tunnel's next claim.
+    within(Duration::from_secs(1), "the lease is released", || {
+        epoch(&opened.tunnel) != before
+    });
+}
+
+/// The ssh processes that the agent of device `n` drives.
+fn device_ssh(lab: &rssh_lab::Lab, n: u32) -> Vec<rssh_lab::process::Process> {
+    let agent = Record::read(lab.dir(), &format!("agentd-{n}")).unwrap();
+    let mut processes = agent.members(&lab.networks().inodes());
+    processes.retain(|process| process.pid != agent.process.pid);
+    processes
+}

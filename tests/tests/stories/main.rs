@@ -1,0 +1,89 @@
+//! Stories on the real stack. All of a run share one lab; each has devices and a user of its own.
+
+#![expect(clippy::unwrap_used, reason = "a story fails where it stands")]
+
+mod access;
+mod leases;
+mod secrets;
+mod tools;
+mod tunnel;
+
+use std::num::NonZeroU32;
+use std::process::Output;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use rssh_lab::{Lab, Options};
+use serde::Deserialize;
+
+/// The lab that stories share: up from the first that asks to the last that lets go.
+fn lab() -> Arc<Lab> {
+    static SHARED: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lab) = shared.upgrade() {
+        return lab;
+    }
+    let options = Options {
+        servers: NonZeroU32::new(2).unwrap(),
+        devices: 12,
+        users: 8,
+    };
+    let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
+    *shared = Arc::downgrade(&lab);
+    lab
+}
+
+/// What `rssh open --json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Opened {
+    tunnel: String,
+    device: String,
+    target: String,
+    server: String,
+    host: String,
+    port: u16,
+    state: String,
+    expires_at: i64,
+    host_expires_at: i64,
+    banner: Option<String>,
+}
+
+/// Opens a tunnel, or fails the story.
+fn open(lab: &Lab, user: &str, device: &str) -> Opened {
+    let text = said(lab, user, &["rssh", "open", device, "--json"]);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Runs a command that has to succeed; returns what it wrote to stdout.
+fn said(lab: &Lab, user: &str, argv: &[&str]) -> String {
+    let output = lab.exec(user, argv).unwrap();
+    assert!(output.status.success(), "{user}: {argv:?}: {}", all_of(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything a program left: how it ended and what it wrote.
+fn all_of(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Waits until something holds, or fails the story.
+#[track_caller]
+fn within(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
+    assert!(
+        rssh_lab::process::wait(limit, condition),
+        "not within {limit:?}: {what}"
+    );
+}
+
+/// How many live leases a tunnel has.
+fn leases(lab: &Lab, tunnel: &str) -> u32 {
+    let count = lab.psql(&format!(
+        "SELECT count(*) FROM live_leases WHERE tunnel_id = '{tunnel}'"
+    ));
+    count.unwrap().parse().unwrap()
+}
