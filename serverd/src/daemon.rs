@@ -223,7 +223,7 @@ async fn hear_one(server: Arc<Server>, message: Message) {
             Err(error) => error.to_string(),
         },
         Some(Topic::DeviceStatus(device)) => match payload::decode::<DeviceStatus>(bytes) {
-            Ok(status) => return devices::status(server, device, status).await,
+            Ok(status) => return devices::status(server, device, status, message.retained).await,
             Err(error) => error.to_string(),
         },
         Some(Topic::DeviceEvent(device)) => match payload::decode::<DeviceEvent>(bytes) {

@@ -11,8 +11,11 @@ use crate::server::Server;
 use crate::sessions;
 
 /// Notes a device's presence. One that has just connected is told what to open and what to close.
-pub async fn status(server: Arc<Server>, device: DeviceId, status: DeviceStatus) {
+///
+/// A retained status is from an earlier moment: the device is there, but what it held then says nothing about now.
+pub async fn status(server: Arc<Server>, device: DeviceId, status: DeviceStatus, retained: bool) {
     let reconcile = match server.store.presence(&device, &status).await {
+        Ok(Some(_)) if retained => return,
         Ok(Some(reconcile)) => reconcile,
         Ok(None) => {
             tracing::debug!(%device, generation = %status.generation, "a late status changes nothing");
