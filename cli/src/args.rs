@@ -86,7 +86,7 @@ pub enum Command {
 #[group(multiple = false)]
 pub struct TargetArgs {
     /// A port on the device itself [default: 22]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = port)]
     port: Option<NonZeroU16>,
     /// A host and port in the device's network, or the name of a target in the device's list
     #[arg(long, value_name = "HOST:PORT|NAME")]
@@ -111,11 +111,12 @@ impl TargetArgs {
   rssh open device-42 --to 192.168.1.10:502    a host the device's list of targets allows
   rssh open device-42 --json | jq -r .host")]
 pub struct OpenArgs {
+    /// The device's name
     pub device: DeviceId,
     #[command(flatten)]
     pub target: TargetArgs,
     /// The port wished for on the server; a hint
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = port)]
     pub remote_port: Option<NonZeroU16>,
     /// How long the tunnel may live, such as 90s, 1h or 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = positive)]
@@ -142,6 +143,7 @@ pub struct OpenArgs {
   rssh close device-42
   rssh close device-42 --port 8080 --force")]
 pub struct CloseArgs {
+    /// The device's name, or the tunnel's id as `rssh ls` prints it
     #[arg(value_name = "DEVICE|TUNNEL")]
     pub which: DeviceOrTunnel,
     #[command(flatten)]
@@ -177,6 +179,7 @@ pub struct LsArgs {
   ssh -o 'ProxyCommand rssh proxy %n %p' device-42
   rssh proxy device-42 8080 < request.http")]
 pub struct ProxyArgs {
+    /// The device's name
     pub device: DeviceId,
     /// A port on the device, or another target as `rssh open --to` takes it
     #[arg(value_name = "PORT", default_value = "22")]
@@ -196,6 +199,7 @@ pub struct ProxyArgs {
   rssh ssh root@device-42 -- uname -a
   rssh ssh device-42 -- -L 8080:localhost:80 -N")]
 pub struct SshArgs {
+    /// The device's name, with the account to log in to
     #[arg(value_name = "[USER@]DEVICE")]
     pub destination: Destination,
     /// Options and command for ssh
@@ -283,6 +287,11 @@ impl fmt::Display for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
+}
+
+fn port(text: &str) -> Result<NonZeroU16, String> {
+    let number = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+    number.ok_or_else(|| "not a port; use a number from 1 to 65535".to_owned())
 }
 
 fn positive(text: &str) -> Result<Span, String> {
@@ -383,7 +392,9 @@ mod tests {
     fn a_wrong_line_is_told_in_one_line_with_its_remedy() {
         for (line, what) in [
             ("rssh open device-42 --port 1 --to plc-1", "cannot be used with"),
-            ("rssh open device-42 --port 0", "--port"),
+            ("rssh open device-42 --port 0", "not a port"),
+            ("rssh open device-42 --port +22", "not a port"),
+            ("rssh open device-42 --remote-port 65536", "not a port"),
             ("rssh open device-42 --ttl 5", "not a span of time"),
             ("rssh open device-42 --ttl 0s", "longer than nothing"),
             ("rssh open Device", "not a valid device id"),

@@ -11,9 +11,9 @@ pub enum Error {
     /// A signal ended it; the shell's convention is 128 and its number.
     #[error("interrupted")]
     Signal(u8),
-    /// The reader of our output went away: nobody is left to tell.
-    #[error("nobody reads the output")]
-    Unread,
+    /// It ends with this exit code, and there is nobody to tell or nothing to say.
+    #[error("ended with exit code {0}")]
+    Silent(u8),
 }
 
 impl Error {
@@ -22,7 +22,7 @@ impl Error {
         match self {
             Self::Failure(failure) => failure.kind.exit_code(),
             Self::Signal(number) => 128 + number,
-            Self::Unread => 0,
+            Self::Silent(code) => *code,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::error::Error;
 
 /// Tells why the command did not succeed, in one line on stderr.
 pub fn error(error: &Error) {
-    if !matches!(error, Error::Unread) {
+    if !matches!(error, Error::Silent(_)) {
         remark(&error.to_string());
     }
 }
@@ -24,14 +24,14 @@ pub fn remark(text: &str) {
 /// Writes data to stdout.
 ///
 /// # Errors
-/// [`Error::Unread`] when its reader went away, as `head` does.
+/// [`Error::Silent`] when its reader went away, as `head` does.
 pub fn data(text: &str) -> Result<(), Error> {
     let mut stdout = stdout().lock();
     stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Error::Unread,
+            io::ErrorKind::BrokenPipe => Error::Silent(0),
             _ => Error::internal(format!("cannot write to stdout: {error}")),
         })
 }

@@ -7,6 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rssh_proto::payload::Rank;
 use rssh_proto::{DeviceId, ServerId};
 
+use crate::output;
+
 /// The spinner, or nothing where nobody watches.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -57,10 +59,10 @@ impl Progress {
     /// Clears the line; with a last word, that stays.
     pub fn end(self, proven: bool) {
         if let Some(bar) = self.bar {
+            let took = bar.elapsed().as_millis();
             bar.finish_and_clear();
             if proven {
-                let took = bar.elapsed().as_millis();
-                bar.println(format!("{}: proven, {took} ms", self.device));
+                output::remark(&format!("{}: proven, {took} ms", self.device));
             }
         }
     }

@@ -8,12 +8,14 @@ pub mod proxy;
 pub mod ssh;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rssh_proto::payload::TunnelInfo;
+use rssh_proto::{DeviceId, FailureKind, Target};
 
 use crate::args::Common;
 use crate::error::Error;
+use crate::lb::{Balancer, LbError};
 use crate::profile::{self, Profile};
 
 /// The pauses between the tries of a name: routers learn of a new server within moments.
@@ -44,5 +46,28 @@ fn name_of(info: &TunnelInfo) -> Result<(&str, u16), Error> {
             "the server opened tunnel {} but sent no name for it",
             info.tunnel
         ))),
+    }
+}
+
+/// The failure of a tunnel that is up by the server's word and does not work.
+fn unproven(device: &DeviceId, target: &Target, error: &LbError, balancer: &Balancer, deadline: Instant) -> Error {
+    let lb = balancer.address();
+    match error {
+        _ if Instant::now() >= deadline => Error::new(
+            FailureKind::Deadline,
+            format!("{device} connected, but {target} did not answer through {lb} in time; raise --timeout"),
+        ),
+        LbError::Closed => Error::new(
+            FailureKind::NameRefused,
+            format!(
+                "the tunnel to {device} is up, but {lb} closes connections to {target}: the name is refused there, or \
+                 nothing answers on the device; check that the service runs"
+            ),
+        ),
+        LbError::Silent => Error::new(
+            FailureKind::SshFailed,
+            format!("the tunnel to {device} is up, but {target} says nothing; check that an ssh server answers there"),
+        ),
+        other => Error::new(other.kind(), format!("{device}: {other}")),
     }
 }

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use rssh_proto::payload::{OpenRequest, Operation, TunnelInfo};
-use rssh_proto::{FailureKind, HostPort, Target, TunnelId};
+use rssh_proto::{Target, TunnelId};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::args::{Common, OpenArgs, seconds};
 use crate::cache::Cache;
-use crate::cmd::{NAME_PAUSES, TRY, identify, name_of};
+use crate::cmd::{NAME_PAUSES, TRY, identify, name_of, unproven};
 use crate::control::Control;
 use crate::error::Error;
 use crate::lb::{Balancer, LbError, Proof};
@@ -122,31 +122,8 @@ async fn prove(balancer: &Balancer, dialled: Dialled, info: &TunnelInfo, deadlin
         };
         match pause {
             Some(&pause) if error.may_pass() && Instant::now() + pause < deadline => tokio::time::sleep(pause).await,
-            _ => return Err(unproven(info, &error, balancer.address(), Instant::now() >= deadline)),
+            _ => return Err(unproven(&info.device, &info.target, &error, balancer, deadline)),
         }
-    }
-}
-
-/// The failure of a tunnel that is up by the server's word and does not work.
-fn unproven(info: &TunnelInfo, error: &LbError, lb: &HostPort, late: bool) -> Error {
-    let (device, target) = (&info.device, &info.target);
-    match error {
-        _ if late => Error::new(
-            FailureKind::Deadline,
-            format!("{device} connected, but {target} did not answer through {lb} in time; raise --timeout"),
-        ),
-        LbError::Closed => Error::new(
-            FailureKind::NameRefused,
-            format!(
-                "the tunnel to {device} is up, but {lb} closes connections to {target}: the name is refused there, or \
-                 nothing answers on the device; check that the service runs"
-            ),
-        ),
-        LbError::Silent => Error::new(
-            FailureKind::SshFailed,
-            format!("the tunnel to {device} is up, but {target} says nothing; check that an ssh server answers there"),
-        ),
-        other => Error::new(other.kind(), format!("{device}: {other}")),
     }
 }
 

@@ -11,7 +11,7 @@ use rssh_proto::payload::{OpenRequest, Operation};
 
 use crate::args::{Common, ProxyArgs, seconds};
 use crate::cache::Cache;
-use crate::cmd::{NAME_PAUSES, TRY, identify, name_of, open};
+use crate::cmd::{NAME_PAUSES, TRY, identify, name_of, open, unproven};
 use crate::control::Control;
 use crate::error::Error;
 use crate::lb::{Balancer, LbError};
@@ -39,22 +39,24 @@ pub async fn run(common: &Common, args: &ProxyArgs) -> Result<(), Error> {
         local: Local::stdio().map_err(|error| failure(args, error))?,
     };
     if let Some(name) = session.cache.get(&args.device, &args.target, SystemTime::now()) {
-        match signals.or(session.over(&name.host, &[], Instant::now() + TRY)).await {
-            Ok(Some(error)) if error.may_pass() => {
+        let begins_by = Instant::now() + TRY;
+        match hushed(signals.or(session.over(&name.host, &[], begins_by)).await)? {
+            None => return Ok(()),
+            Some(error) if error.may_pass() => {
                 tracing::debug!(%error, "cached name refused");
                 session.cache.remove(&args.device, &args.target);
             }
-            Ok(Some(error)) => return Err(error.into()),
-            Ok(None) => return Ok(()),
-            Err(error) => return Err(error),
+            Some(error) => return Err(error.into()),
         }
     }
     let host = session.fresh_name(common, &profile, tls, &mut signals).await?;
-    match signals.or(session.over(&host, &NAME_PAUSES, session.deadline)).await? {
+    let begins_by = session.deadline;
+    match hushed(signals.or(session.over(&host, &NAME_PAUSES, begins_by)).await)? {
         None => Ok(()),
         Some(error) => {
             session.cache.remove(&args.device, &args.target);
-            Err(Error::new(error.kind(), format!("{}: {error}", args.device)))
+            let Session { balancer, deadline, .. } = &session;
+            Err(unproven(&args.device, &args.target, &error, balancer, *deadline))
         }
     }
 }
@@ -141,6 +143,14 @@ impl Session<'_> {
         control.leave().await;
         host
     }
+}
+
+/// A signal ends a session without a word: ssh sends its ProxyCommand one whenever it is done.
+fn hushed<T>(outcome: Result<T, Error>) -> Result<T, Error> {
+    outcome.map_err(|error| match error {
+        Error::Signal(_) => Error::Silent(error.exit_code()),
+        other => other,
+    })
 }
 
 fn failure(args: &ProxyArgs, error: RelayError) -> Error {

@@ -3,6 +3,8 @@
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rssh_proto::payload::{Operation, Rank, ReplyBody, Request};
 
 use crate::balancer::{Act, BANNER};
@@ -125,4 +127,24 @@ fn the_reader_sees_the_end_while_the_writer_still_holds_on() {
     let _ = stdin.write_all(b"x");
     drop(stdin);
     child.wait().unwrap();
+}
+
+#[test]
+fn ssh_ends_its_proxy_by_a_signal_and_hears_nothing_of_it() {
+    let rig = Rig::with(opens(HOST), SSH);
+    let mut command = rig.process("proxy device-1");
+    let command = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut banner = vec![0; BANNER.len()];
+    child.stdout.as_mut().unwrap().read_exact(&mut banner).unwrap();
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGHUP).unwrap();
+    // Its stdin stays open meanwhile.
+    let stdin = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    assert_eq!(output.status.code(), Some(129));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
