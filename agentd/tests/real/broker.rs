@@ -31,7 +31,7 @@ impl Broker {
         let config = format!(
             "listener {port} 127.0.0.1\ncafile {0}/ca.pem\ncertfile {0}/broker.pem\nkeyfile {0}/broker.key\n\
              require_certificate true\nuse_identity_as_username true\nallow_anonymous false\n\
-             message_size_limit 4096\nuser root\n",
+             message_size_limit 4096\nset_tcp_nodelay true\nuser root\n",
             dir.path().display()
         );
         fs::write(dir.path().join("mosquitto.conf"), config).unwrap();
