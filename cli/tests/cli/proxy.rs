@@ -110,7 +110,7 @@ fn a_refused_name_for_another_target_costs_the_client_nothing() {
 fn a_name_refused_for_good_is_named_and_forgotten() {
     let rig = Rig::with(opens(HOST), |_, _| Act::Refuse);
     let output = rig.rssh("proxy device-1").write_stdin("x").output().unwrap();
-    failed(&output, 85, &["device-1", "load balancer"]);
+    failed(&output, 85, &["device-1", "closes connections"]);
     assert_eq!(rig.names_cached(), 0);
 }
 
