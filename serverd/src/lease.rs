@@ -239,14 +239,21 @@ impl Leases {
         let Stage::Claiming { child, tunnel } = known.stage else {
             return (None, Vec::new());
         };
-        let mut commands = Vec::new();
-        let mut older_child = None;
-        if let Some(older) = self.by_tunnel.insert(tunnel, login).filter(|older| *older != login) {
-            older_child = self.child_of(older);
-            commands.extend(self.kill(older, now));
+        let rival = self.by_tunnel.get(&tunnel).copied().filter(|rival| *rival != login);
+        // Answers of the database may come out of order: the epoch decides, not the order.
+        if rival
+            .and_then(|rival| self.holding(rival))
+            .is_some_and(|newer| newer.epoch > terms.epoch)
+        {
+            self.hold(login, child, tunnel, terms, now);
+            return (None, self.kill(login, now));
         }
+        self.by_tunnel.insert(tunnel, login);
         self.hold(login, child, tunnel, terms, now);
-        (older_child, commands)
+        match rival {
+            Some(older) => (self.child_of(older), self.kill(older, now)),
+            None => (None, Vec::new()),
+        }
     }
 
     /// The lease was not written: the login has no business here any more.
