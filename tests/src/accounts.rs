@@ -7,7 +7,8 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::{Gid, Uid, User, setgid, setgroups, setuid};
 
 use crate::files;
-use crate::place::{INSIDE, Place, TUNNEL_ACCOUNT, inside};
+use crate::place::{Place, TUNNEL_ACCOUNT};
+use crate::root::Root;
 
 /// The number of the tunnels' group: past what adduser gives out.
 const GROUP: u32 = 64022;
@@ -24,7 +25,7 @@ pub fn tunnels_uid(lab: u16, n: u32) -> Uid {
 ///
 /// # Errors
 /// When the machine's own files cannot be read or ours cannot be written.
-pub fn write(root: &Path, place: &Place, tunnels: Uid) -> Result<()> {
+pub fn write(root: &Root, place: &Place, tunnels: Uid) -> Result<()> {
     let dir = root.join(place.owner_dir());
     for below in [
         "home/.config",
@@ -38,15 +39,18 @@ pub fn write(root: &Path, place: &Place, tunnels: Uid) -> Result<()> {
     files::set_mode(&dir.join("run"), 0o700)?;
     files::set_mode(&dir.join("home"), 0o700)?;
     let machine = files::read(Path::new("/etc/passwd"))?;
-    let home = inside(format_args!("{}/home", place.owner_dir()));
-    files::write(&dir.join("passwd"), passwd(&machine, &home, tunnels))
+    let home = root.inside(format_args!("{}/home", place.owner_dir()));
+    files::write(
+        &dir.join("passwd"),
+        passwd(&machine, &home, &root.inside("empty"), tunnels),
+    )
 }
 
 /// Writes what all places share.
 ///
 /// # Errors
 /// See [`write`].
-pub fn write_shared(root: &Path) -> Result<()> {
+pub fn write_shared(root: &Root) -> Result<()> {
     let dir = root.join("etc");
     files::make_dir(&dir)?;
     files::make_dir(&root.join("empty"))?;
@@ -59,8 +63,8 @@ pub fn write_shared(root: &Path) -> Result<()> {
 }
 
 /// The machine's accounts, with another home for root and the account of tunnels.
-fn passwd(machine: &str, home: &str, tunnels: Uid) -> String {
-    let tunnel = format!("{TUNNEL_ACCOUNT}:x:{tunnels}:{GROUP}:rssh tunnels:{INSIDE}/empty:/bin/sh");
+fn passwd(machine: &str, home: &str, nowhere: &str, tunnels: Uid) -> String {
+    let tunnel = format!("{TUNNEL_ACCOUNT}:x:{tunnels}:{GROUP}:rssh tunnels:{nowhere}:/bin/sh");
     let root = format!("root:x:0:0:root:{home}:/bin/bash");
     lines_without(machine, &["root", TUNNEL_ACCOUNT], [root, tunnel])
 }
@@ -78,12 +82,12 @@ fn lines_without<const N: usize>(machine: &str, names: &[&str], first: [String; 
 }
 
 /// Puts the place's files over those of the machine, in the calling process's mount namespace.
-pub(crate) fn bind(place: &Place) -> Result<()> {
-    let passwd = inside(format_args!("{}/passwd", place.owner_dir()));
+pub(crate) fn bind(root: &Root, place: &Place) -> Result<()> {
+    let passwd = root.inside(format_args!("{}/passwd", place.owner_dir()));
     for (from, to) in [
         (passwd.as_str(), "/etc/passwd"),
-        (&inside("etc/group"), "/etc/group"),
-        (&inside("etc/shadow"), "/etc/shadow"),
+        (&root.inside("etc/group"), "/etc/group"),
+        (&root.inside("etc/shadow"), "/etc/shadow"),
     ] {
         mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .with_context(|| format!("cannot put {from} over {to}"))?;
@@ -118,12 +122,13 @@ mod tests {
         let text = passwd(
             "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/usr/sbin/nologin\n",
             "/h",
+            "/nowhere",
             Uid::from_raw(9),
         );
         assert_eq!(
             text,
             "root:x:0:0:root:/h:/bin/bash\n\
-             rssh-tunnel:x:9:64022:rssh tunnels:/run/rssh-lab/empty:/bin/sh\n\
+             rssh-tunnel:x:9:64022:rssh tunnels:/nowhere:/bin/sh\n\
              daemon:x:1:1::/:/usr/sbin/nologin\n"
         );
     }

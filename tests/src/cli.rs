@@ -14,6 +14,7 @@ use crate::control::Action;
 use crate::lab::Lab;
 use crate::place::Place;
 use crate::programs::Programs;
+use crate::root::Root;
 use crate::setup::Options;
 use crate::{demo, enter, interrupt};
 
@@ -146,6 +147,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Verb::Launch { dir, names } => component::launch(&dir, &names)?,
         Verb::Become { dir, name } => {
             let programs = Programs::locate()?;
+            let dir = Root::new(&dir)?;
             enter::component(&dir, programs.dir(), &Component::read(&dir, &name)?)?;
         }
         Verb::At {
@@ -155,6 +157,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             command,
         } => {
             let programs = Programs::locate()?;
+            let dir = Root::new(&dir)?;
             enter::exec(&dir, programs.dir(), &place, account.as_deref(), command_of(&command))?;
         }
     }

@@ -19,8 +19,9 @@ use nix::sys::signal::SigSet;
 use crate::accounts;
 use crate::component::{Component, Record};
 use crate::network::{Networks, TMPFS};
-use crate::place::{INSIDE, Place, inside};
+use crate::place::Place;
 use crate::process::Process;
+use crate::root::Root;
 
 /// The variable that marks every program of a lab, with the lab's directory.
 pub const MARK: &str = "RSSH_LAB";
@@ -29,7 +30,7 @@ pub const MARK: &str = "RSSH_LAB";
 ///
 /// # Errors
 /// When the place cannot be entered or the program cannot be run.
-pub fn exec(root: &Path, programs: &Path, place: &Place, account: Option<&str>, mut command: Command) -> Result<()> {
+pub fn exec(root: &Root, programs: &Path, place: &Place, account: Option<&str>, mut command: Command) -> Result<()> {
     enter(root, place)?;
     for (name, _) in std::env::vars_os() {
         // Agents and settings of the caller's own home have no place in the lab.
@@ -38,9 +39,9 @@ pub fn exec(root: &Path, programs: &Path, place: &Place, account: Option<&str>, 
         }
     }
     command
-        .envs(place.environment())
+        .envs(place.environment(root))
         .env("PATH", search_path(programs))
-        .env(MARK, root);
+        .env(MARK, &**root);
     if let Some(account) = account {
         accounts::become_account(account)?;
     }
@@ -51,7 +52,7 @@ pub fn exec(root: &Path, programs: &Path, place: &Place, account: Option<&str>, 
 ///
 /// # Errors
 /// When its place cannot be entered or its program cannot be run.
-pub fn component(root: &Path, programs: &Path, component: &Component) -> Result<()> {
+pub fn component(root: &Root, programs: &Path, component: &Component) -> Result<()> {
     enter(root, &component.place)?;
     // Ours alone: no terminal's signal reaches it, and its shared memory ends with it.
     nix::unistd::setsid().ok();
@@ -61,18 +62,18 @@ pub fn component(root: &Path, programs: &Path, component: &Component) -> Result<
     setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
     let process = Process::with_pid(std::process::id() as i32).context("cannot read /proc")?;
     let mounts = process.namespace("mnt").context("cannot read /proc")?;
-    Record { process, mounts }.write(Path::new(INSIDE), &component.name)?;
+    Record { process, mounts }.write(Path::new(root.mounted_at()), &component.name)?;
 
     let mut command = Command::new(&component.argv[0]);
     command
         .args(&component.argv[1..])
         .env_clear()
-        .envs(component.place.environment())
+        .envs(component.place.environment(root))
         .envs(component.env.iter().map(|(name, value)| (name, value)))
         .env("LANG", "C.UTF-8")
         .env("PATH", search_path(programs))
-        .env(MARK, root)
-        .current_dir(INSIDE);
+        .env(MARK, &**root)
+        .current_dir(root.mounted_at());
     if let Some(account) = &component.account {
         accounts::become_account(account)?;
     }
@@ -92,7 +93,7 @@ fn search_path(programs: &Path) -> String {
 }
 
 /// Moves the process into the place's network and a mount namespace of its own.
-fn enter(root: &Path, place: &Place) -> Result<()> {
+fn enter(root: &Root, place: &Place) -> Result<()> {
     // A starter may have blocked signals, and a mask outlives exec.
     SigSet::empty().thread_set_mask()?;
     let network = File::open(Networks::of(root).file(place)).with_context(|| format!("the lab has no {place}"))?;
@@ -107,21 +108,21 @@ fn enter(root: &Path, place: &Place) -> Result<()> {
     )?;
     shed_namespaces()?;
     // In this mount namespace, and before anything is mounted over it: the directory may lie under /run itself.
-    let dir = File::open(root).with_context(|| format!("there is no lab in {}", root.display()))?;
+    let dir = File::open(&**root).with_context(|| format!("there is no lab in {}", root.display()))?;
     tmpfs("/run")?;
     for dir in ["sshd", "lock"] {
         DirBuilder::new().mode(0o755).create(Path::new("/run").join(dir))?;
     }
-    DirBuilder::new().mode(0o755).create(INSIDE)?;
+    DirBuilder::new().mode(0o755).create(root.mounted_at())?;
     mount(
         Some(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str()),
-        INSIDE,
+        root.mounted_at(),
         None::<&str>,
         MsFlags::MS_BIND,
         None::<&str>,
     )
     .context("cannot show the lab's directory to its programs")?;
-    accounts::bind(place)?;
+    accounts::bind(root, place)?;
     if let Place::Device(_) | Place::Server(_) = place {
         // Logins are recorded below it (wtmp, lastlog).
         tmpfs("/var/log")?;
@@ -156,11 +157,6 @@ fn tmpfs_targets(mountinfo: &str) -> impl Iterator<Item = &str> {
         let (mount, source) = line.split_once(" - ")?;
         (source.split(' ').nth(1) == Some(TMPFS)).then(|| mount.split(' ').nth(4))?
     })
-}
-
-/// Where [`INSIDE`] leads, for a program that was not started by the lab.
-pub fn helpers() -> String {
-    inside("helpers")
 }
 
 #[cfg(test)]

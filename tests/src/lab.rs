@@ -16,6 +16,7 @@ use crate::network::Networks;
 use crate::place::Place;
 use crate::process::{self, Process};
 use crate::programs::Programs;
+use crate::root::Root;
 use crate::run;
 use crate::setup::{Options, Progress, Setup};
 
@@ -31,7 +32,7 @@ struct Facts {
 /// A running lab.
 #[derive(Debug)]
 pub struct Lab {
-    root: PathBuf,
+    root: Root,
     facts: Facts,
     /// Whether it ends with this value.
     owned: bool,
@@ -97,7 +98,7 @@ impl Lab {
         files::make_dir(dir)?;
         // PostgreSQL and sshd's helpers run under other accounts and come through here; secrets have modes of their own.
         files::set_mode(dir, 0o755)?;
-        let root = dir.canonicalize()?;
+        let root = Root::new(dir)?;
         let facts = Facts {
             options,
             programs: programs.clone(),
@@ -134,14 +135,14 @@ impl Lab {
             .with_context(|| format!("there is no lab in {0}; run: rssh-lab up --dir {0}", dir.display()))?;
         let facts = serde_json::from_slice(&text).with_context(|| format!("cannot read {}", file.display()))?;
         Ok(Self {
-            root: dir.canonicalize()?,
+            root: Root::new(dir)?,
             facts,
             owned: false,
         })
     }
 
     /// Its directory.
-    pub fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Root {
         &self.root
     }
 
@@ -246,7 +247,7 @@ impl Lab {
             })
             .collect();
         Ok(Status {
-            dir: self.root.clone(),
+            dir: self.root.to_path_buf(),
             components,
         })
     }
@@ -340,7 +341,7 @@ impl Drop for Lab {
             // The logs of a failed test stay.
             Ok(()) if failed => eprintln!("the lab's logs: {}", self.root.join("log").display()),
             Ok(()) => {
-                fs::remove_dir_all(&self.root).ok();
+                fs::remove_dir_all(&*self.root).ok();
             }
             Err(error) => eprintln!("the lab did not go down: {error:#}"),
         }

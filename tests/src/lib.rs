@@ -19,9 +19,11 @@ pub mod postgres;
 pub mod process;
 pub mod programs;
 pub mod ready;
+pub mod root;
 pub mod run;
 pub mod setup;
 
 pub use control::Action;
 pub use lab::Lab;
+pub use root::Root;
 pub use setup::Options;

@@ -17,11 +17,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail};
 use rssh_proto::id::UserId;
 
-/// The directory under which every program of the lab sees the lab's directory.
-///
-/// A fixed, short path in each program's private mount namespace: unix sockets fit (sun_path, 108 bytes), and
-/// accounts other than root reach their files wherever the real directory lies.
-pub const INSIDE: &str = "/run/rssh-lab";
+use crate::root::Root;
 
 /// The load balancer's and the broker's address (TEST-NET-2, RFC 5737).
 pub const LB: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -56,11 +52,6 @@ pub fn server_address(n: u32) -> Ipv4Addr {
 pub fn device_address(n: u32) -> Ipv4Addr {
     let [high, low] = [((n - 1) / 250) as u8, ((n - 1) % 250 + 2) as u8];
     Ipv4Addr::new(10, 77, high, low)
-}
-
-/// A path as the programs of the lab see it.
-pub fn inside(relative: impl fmt::Display) -> String {
-    format!("{INSIDE}/{relative}")
 }
 
 /// The names that users get, in order.
@@ -118,8 +109,8 @@ impl Place {
     }
 
     /// The place's environment, on top of what a program needs anyway.
-    pub fn environment(&self) -> Vec<(String, String)> {
-        let home = inside(format_args!("{}/home", self.owner_dir()));
+    pub fn environment(&self, root: &Root) -> Vec<(String, String)> {
+        let home = root.inside(format_args!("{}/home", self.owner_dir()));
         let mut environment = vec![
             ("USER".to_owned(), "root".to_owned()),
             ("LOGNAME".to_owned(), "root".to_owned()),
@@ -129,12 +120,12 @@ impl Place {
             ("XDG_STATE_HOME".to_owned(), format!("{home}/.local/state")),
             (
                 "XDG_RUNTIME_DIR".to_owned(),
-                inside(format_args!("{}/run", self.owner_dir())),
+                root.inside(format_args!("{}/run", self.owner_dir())),
             ),
         ];
         match self {
             Self::User(_) => environment.push(("LAB_SSH_CONFIG".to_owned(), format!("{home}/.ssh/config"))),
-            Self::Core => environment.extend(crate::postgres::client_environment()),
+            Self::Core => environment.extend(crate::postgres::client_environment(root)),
             Self::Site | Self::Server(_) | Self::Device(_) => {}
         }
         environment.push(("HOME".to_owned(), home));

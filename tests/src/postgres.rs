@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result};
 use crate::accounts;
 use crate::component::Component;
 use crate::files;
-use crate::place::{Place, inside};
+use crate::place::Place;
 use crate::programs::Programs;
 use crate::ready::Ready;
+use crate::root::Root;
 use crate::run;
 
 /// The account that the server runs under: it refuses root.
@@ -22,7 +23,6 @@ pub const ROLE: &str = "rssh";
 const CONFIG: &str = "
 # The lab's own lines. Durability stays as it is by default: what is measured is what one gets.
 listen_addresses = ''
-unix_socket_directories = '/run/rssh-lab/postgres'
 max_connections = 300
 dynamic_shared_memory_type = mmap
 log_line_prefix = '%m [%p] '
@@ -53,24 +53,24 @@ fn binaries(version: u32) -> PathBuf {
 }
 
 /// What makes psql find the lab's database.
-pub fn client_environment() -> [(String, String); 3] {
+pub fn client_environment(root: &Root) -> [(String, String); 3] {
     [
-        ("PGHOST".to_owned(), inside("postgres")),
+        ("PGHOST".to_owned(), root.inside("postgres")),
         ("PGUSER".to_owned(), ROLE.to_owned()),
         ("PGDATABASE".to_owned(), ROLE.to_owned()),
     ]
 }
 
 /// The database as a URL.
-pub fn url() -> String {
-    format!("postgres://{ROLE}@localhost/{ROLE}?host={}", inside("postgres"))
+pub fn url(root: &Root) -> String {
+    format!("postgres://{ROLE}@localhost/{ROLE}?host={}", root.inside("postgres"))
 }
 
 /// Puts a fresh cluster into the lab: a copy of one made earlier, or else a new one.
 ///
 /// # Errors
 /// When initdb or a copy fails.
-pub fn prepare(root: &Path, programs: &Programs) -> Result<()> {
+pub fn prepare(root: &Root, programs: &Programs) -> Result<()> {
     let (uid, gid) = accounts::ids(ACCOUNT)?;
     let dir = root.join("postgres");
     let data = dir.join("data");
@@ -94,16 +94,17 @@ pub fn prepare(root: &Path, programs: &Programs) -> Result<()> {
         copy(&cached, &data)?;
     }
     let config = data.join("postgresql.conf");
-    files::write(&config, files::read(&config)? + CONFIG)
+    let socket = format!("unix_socket_directories = '{}'\n", root.inside("postgres"));
+    files::write(&config, files::read(&config)? + CONFIG + &socket)
 }
 
-fn initialise(root: &Path, programs: &Programs, binaries: &Path) -> Result<()> {
+fn initialise(root: &Root, programs: &Programs, binaries: &Path) -> Result<()> {
     let as_postgres = |program: &str| {
         let mut command = programs.at(root, &Place::Core, Some(ACCOUNT));
         command.arg(binaries.join(program));
         command
     };
-    let data = inside("postgres/data");
+    let data = root.inside("postgres/data");
     run::checked(
         as_postgres("initdb")
             .args([
@@ -132,14 +133,14 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When PostgreSQL is not installed.
-pub fn component() -> Result<Component> {
+pub fn component(root: &Root) -> Result<Component> {
     let postgres = program_dir()?.join("postgres");
     let mut component = Component::new(
         "postgres",
         Place::Core,
-        &[&postgres.to_string_lossy(), "-D", &inside("postgres/data")],
+        &[&postgres.to_string_lossy(), "-D", &root.inside("postgres/data")],
     )
-    .address(inside("postgres/.s.PGSQL.5432"))
+    .address(root.inside("postgres/.s.PGSQL.5432"))
     .ready(Ready::Line(
         "postgres/data/postmaster.pid".to_owned(),
         "ready".to_owned(),

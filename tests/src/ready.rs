@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::component::{Component, Record, log_tail};
 use crate::network::Networks;
-use crate::place::inside;
 use crate::process::POLL;
+use crate::root::Root;
 
 /// How long a component may take to serve.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -44,8 +44,7 @@ impl Ready {
     pub fn address(&self) -> Option<String> {
         match self {
             Self::Tcp(address) | Self::Health(address) => Some(address.to_string()),
-            Self::Unix(path) => Some(inside(path)),
-            Self::Running | Self::Notify | Self::Line(..) => None,
+            Self::Running | Self::Notify | Self::Unix(_) | Self::Line(..) => None,
         }
     }
 }
@@ -59,8 +58,11 @@ pub struct Pending<'a> {
 }
 
 /// The variable and value that tell a component where to say so.
-pub fn notify_variable(name: &str) -> (String, String) {
-    ("NOTIFY_SOCKET".to_owned(), inside(format_args!("run/{name}.notify")))
+pub fn notify_variable(root: &Root, name: &str) -> (String, String) {
+    (
+        "NOTIFY_SOCKET".to_owned(),
+        root.inside(format_args!("run/{name}.notify")),
+    )
 }
 
 impl<'a> Pending<'a> {

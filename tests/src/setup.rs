@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +19,7 @@ use crate::place::{Place, device_name, user_name};
 use crate::process;
 use crate::programs::Programs;
 use crate::ready::{Pending, connect_unix};
+use crate::root::Root;
 use crate::{accounts, component, files, postgres, run};
 
 /// How many of each a lab has.
@@ -44,7 +45,7 @@ pub type Progress<'a> = &'a (dyn Fn(&str, Duration) + Sync);
 
 /// A lab that is coming up.
 pub struct Setup {
-    pub root: PathBuf,
+    pub root: Root,
     pub programs: Programs,
     pub options: Options,
 }
@@ -114,14 +115,14 @@ impl Setup {
         let mut jobs: Vec<Job> = vec![
             Box::new(|| {
                 postgres::prepare(&self.root, &self.programs)?;
-                start(&self.root, &self.programs, &[postgres::component()?])
+                start(&self.root, &self.programs, &[postgres::component(&self.root)?])
             }),
             Box::new(|| {
                 pki::create(self)?;
                 broker::render(self)?;
-                start(&self.root, &self.programs, &[broker::component()])
+                start(&self.root, &self.programs, &[broker::component(self)])
             }),
-            Box::new(|| start(&self.root, &self.programs, &[redis::component()])),
+            Box::new(|| start(&self.root, &self.programs, &[redis::component(self)])),
         ];
         for n in self.users() {
             let keys = &authorized_keys;
@@ -171,7 +172,7 @@ impl Setup {
 
     fn start_servers(&self) -> Result<()> {
         let mut components: Vec<Component> = self.servers().flat_map(|n| server::components(self, n)).collect();
-        components.push(router::haproxy());
+        components.push(router::haproxy(self));
         start(&self.root, &self.programs, &components)?;
         start(&self.root, &self.programs, &[router::routerd(self)])?;
         let servers = self.options.servers.get() as usize;

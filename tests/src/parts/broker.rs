@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::component::Component;
 use crate::parts::{pki, server};
-use crate::place::{BROKER_PORT, LB, Place, inside, socket};
+use crate::place::{BROKER_PORT, LB, Place, socket};
 use crate::ready::Ready;
 use crate::setup::Setup;
 
@@ -26,15 +26,15 @@ pub fn render(setup: &Setup) -> Result<()> {
             "broker",
             "render",
             "--pki",
-            &pki::dir(),
+            &pki::dir(setup),
             "--listen",
             &address(),
             "--cert",
-            &inside("broker/tls.pem"),
+            &setup.root.inside("broker/tls.pem"),
             "--key",
-            &inside("broker/tls.key"),
+            &setup.root.inside("broker/tls.key"),
             "--dir",
-            &inside("broker"),
+            &setup.root.inside("broker"),
             "--user",
             "root",
         ],
@@ -42,12 +42,12 @@ pub fn render(setup: &Setup) -> Result<()> {
 }
 
 /// The broker.
-pub fn component() -> Component {
+pub fn component(setup: &Setup) -> Component {
     let listen = SocketAddr::new(LB.into(), BROKER_PORT);
     Component::new(
         "mosquitto",
         Place::Core,
-        &["mosquitto", "-c", &inside("broker/mosquitto.conf")],
+        &["mosquitto", "-c", &setup.root.inside("broker/mosquitto.conf")],
     )
     .ready(Ready::Tcp(listen))
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, server, ssh_keygen};
-use crate::place::{Place, device_address, device_name, inside};
+use crate::place::{Place, device_address, device_name};
 use crate::ready::{Ready, notify_variable};
 use crate::run;
 use crate::setup::Setup;
@@ -22,15 +22,15 @@ fn dir(n: u32) -> String {
 /// When the product's command or ssh-keygen fails.
 pub fn init(setup: &Setup, n: u32) -> Result<String> {
     let outside = setup.root.join(dir(n));
-    let state = inside(format_args!("{}/state", dir(n)));
+    let state = setup.root.inside(format_args!("{}/state", dir(n)));
     files::make_dir(&outside.join("state"))?;
     files::make_dir(&outside.join("sshd"))?;
     let mut init = setup.programs.at(&setup.root, &Place::Device(n), None);
     init.arg(setup.programs.path("rssh-agentd"))
         .args(["init", "--device", &device_name(n), "--dir", &state]);
     run::checked(&mut init)?;
-    files::write(&outside.join("agentd.toml"), agent_toml(n))?;
-    files::write(&outside.join("sshd/sshd_config"), sshd_config(n))?;
+    files::write(&outside.join("agentd.toml"), agent_toml(setup, n))?;
+    files::write(&outside.join("sshd/sshd_config"), sshd_config(setup, n))?;
     ssh_keygen::key_pair(&outside.join("sshd/host_key"))
 }
 
@@ -42,7 +42,7 @@ pub fn authorize(setup: &Setup, n: u32, keys: &str) -> Result<()> {
     files::write(&setup.root.join(dir(n)).join("sshd/authorized_keys"), keys)
 }
 
-fn agent_toml(n: u32) -> String {
+fn agent_toml(setup: &Setup, n: u32) -> String {
     format!(
         r#"device = "{name}"
 state-dir = "{state}"
@@ -58,14 +58,14 @@ key = "{state}/ssh_key"
 known-hosts = "{state}/known_hosts"
 "#,
         name = device_name(n),
-        state = inside(format_args!("{}/state", dir(n))),
+        state = setup.root.inside(format_args!("{}/state", dir(n))),
         broker = broker::address(),
     )
 }
 
 /// The device's own sshd: root by key, as many small devices have it; its banner tells which device it is.
-fn sshd_config(n: u32) -> String {
-    let dir = inside(format_args!("{}/sshd", dir(n)));
+fn sshd_config(setup: &Setup, n: u32) -> String {
+    let dir = setup.root.inside(format_args!("{}/sshd", dir(n)));
     format!(
         "Port 22\n\
          ListenAddress localhost\n\
@@ -91,7 +91,7 @@ fn sshd_config(n: u32) -> String {
 /// # Errors
 /// When the product's command fails.
 pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
-    let state = inside(format_args!("{}/state", dir(n)));
+    let state = setup.root.inside(format_args!("{}/state", dir(n)));
     server::admin(
         setup,
         &[
@@ -99,7 +99,7 @@ pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
             "add",
             &device_name(n),
             "--config",
-            &server::admin_config(),
+            &server::admin_config(setup),
             "--csr",
             &format!("{state}/device.csr"),
             "--ssh-key",
@@ -119,9 +119,9 @@ pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
 pub fn components(setup: &Setup, n: u32) -> [Component; 2] {
     let agentd = setup.programs.path("rssh-agentd");
     let name = format!("agentd-{n}");
-    let (variable, value) = notify_variable(&name);
-    let sshd = inside(format_args!("{}/sshd/sshd_config", dir(n)));
-    let config = inside(format_args!("{}/agentd.toml", dir(n)));
+    let (variable, value) = notify_variable(&setup.root, &name);
+    let sshd = setup.root.inside(format_args!("{}/sshd/sshd_config", dir(n)));
+    let config = setup.root.inside(format_args!("{}/agentd.toml", dir(n)));
     [
         Component::new(
             format!("target-{n}"),

@@ -4,17 +4,17 @@ use anyhow::Result;
 
 use crate::files;
 use crate::parts::server;
-use crate::place::{DOMAIN, LB, inside};
+use crate::place::{DOMAIN, LB};
 use crate::setup::Setup;
 
 /// The directory of the authorities, as programs see it.
-pub fn dir() -> String {
-    inside("pki")
+pub fn dir(setup: &Setup) -> String {
+    setup.root.inside("pki")
 }
 
 /// A file of theirs, as programs see it.
-pub fn file(name: &str) -> String {
-    inside(format_args!("pki/{name}"))
+pub fn file(setup: &Setup, name: &str) -> String {
+    setup.root.inside(format_args!("pki/{name}"))
 }
 
 /// The name that servers' host certificates are made for, and that agents expect.
@@ -27,7 +27,7 @@ const SSH_HOST_NAME: &str = "rssh-sshd";
 pub fn create(setup: &Setup) -> Result<()> {
     server::admin(
         setup,
-        &["ca", "init", "--pki", &dir(), "--ssh-host-name", SSH_HOST_NAME],
+        &["ca", "init", "--pki", &dir(setup), "--ssh-host-name", SSH_HOST_NAME],
     )?;
     for below in ["broker", "router"] {
         files::make_dir(&setup.root.join(below))?;
@@ -50,11 +50,11 @@ pub fn create(setup: &Setup) -> Result<()> {
 /// Makes a server's TLS certificate at `DIR/<below>/tls.{pem,key}`.
 fn tls(setup: &Setup, below: &str, names: &[&str]) -> Result<()> {
     let (cert, key) = (
-        inside(format_args!("{below}/tls.pem")),
-        inside(format_args!("{below}/tls.key")),
+        setup.root.inside(format_args!("{below}/tls.pem")),
+        setup.root.inside(format_args!("{below}/tls.key")),
     );
     let mut args = vec!["ca", "tls", "--pki"];
-    let pki = dir();
+    let pki = dir(setup);
     args.extend([pki.as_str(), "--cert-out", &cert, "--key-out", &key]);
     args.extend(names);
     server::admin(setup, &args)

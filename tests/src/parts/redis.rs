@@ -6,14 +6,15 @@ use anyhow::Result;
 
 use crate::component::Component;
 use crate::files;
-use crate::place::{Place, inside};
+use crate::place::Place;
 use crate::ready::Ready;
+use crate::setup::Setup;
 
 const SOCKET: &str = "redis/redis.sock";
 
 /// The registry as a URL.
-pub fn url() -> String {
-    format!("redis+unix://{}", inside(SOCKET))
+pub fn url(setup: &Setup) -> String {
+    format!("redis+unix://{}", setup.root.inside(SOCKET))
 }
 
 /// Makes its directory.
@@ -25,9 +26,9 @@ pub fn prepare(root: &Path) -> Result<()> {
 }
 
 /// The server.
-pub fn component() -> Component {
-    let socket = inside(SOCKET);
-    let dir = inside("redis");
+pub fn component(setup: &Setup) -> Component {
+    let socket = setup.root.inside(SOCKET);
+    let dir = setup.root.inside("redis");
     Component::new(
         "redis",
         Place::Core,
@@ -49,5 +50,6 @@ pub fn component() -> Component {
             "no",
         ],
     )
+    .address(&socket)
     .ready(Ready::Unix(SOCKET.to_owned()))
 }

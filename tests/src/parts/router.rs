@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, pki, redis, server};
-use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_USERS, Place, inside, socket};
+use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_USERS, Place, socket};
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
 use crate::run;
@@ -17,8 +17,8 @@ use crate::setup::{self, Setup};
 const ID: &str = "lb1";
 const SOCKET: &str = "router/haproxy/admin.sock";
 
-fn config() -> String {
-    inside("router/routerd.toml")
+fn config(setup: &Setup) -> String {
+    setup.root.inside("router/routerd.toml")
 }
 
 fn command(setup: &Setup, args: &[&str]) -> Result<()> {
@@ -34,7 +34,7 @@ fn command(setup: &Setup, args: &[&str]) -> Result<()> {
 pub fn init(setup: &Setup) -> Result<()> {
     let dir = setup.root.join("router");
     files::make_dir(&dir.join("haproxy"))?;
-    command(setup, &["init", "--router", ID, "--dir", &inside("router")])?;
+    command(setup, &["init", "--router", ID, "--dir", &setup.root.inside("router")])?;
     // The master of name keys is a router's own copy, as it would be on a machine apart.
     let master = dir.join("name-master");
     files::copy(&setup.root.join("pki/name-master"), &master)?;
@@ -42,10 +42,10 @@ pub fn init(setup: &Setup) -> Result<()> {
     // HAProxy takes a certificate and its key in one file.
     let [cert, key] = ["tls.pem", "tls.key"].map(|name| files::read(&dir.join(name)));
     files::write_secret(&dir.join("haproxy.pem"), cert? + &key?)?;
-    files::write(&dir.join("routerd.toml"), toml())
+    files::write(&dir.join("routerd.toml"), toml(setup))
 }
 
-fn toml() -> String {
+fn toml(setup: &Setup) -> String {
     format!(
         r#"router = "{ID}"
 state-dir = "{dir}"
@@ -76,17 +76,17 @@ url = "{database}"
 [registry]
 servers-ca = "{servers}"
 "#,
-        dir = inside("router"),
-        socket = inside(SOCKET),
-        users = pki::file("users-ca.pem"),
-        servers = pki::file("servers-ca.pem"),
+        dir = setup.root.inside("router"),
+        socket = setup.root.inside(SOCKET),
+        users = pki::file(setup, "users-ca.pem"),
+        servers = pki::file(setup, "servers-ca.pem"),
         devices_at = socket(LB, LB_DEVICES),
         users_at = socket(LB, LB_USERS),
         bearer_at = socket(LB, LB_BEARER),
         broker = broker::address(),
         limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
-        redis = redis::url(),
-        database = postgres::url(),
+        redis = redis::url(setup),
+        database = postgres::url(&setup.root),
     )
 }
 
@@ -113,22 +113,22 @@ pub fn enrol(setup: &Setup) -> Result<()> {
             "add",
             ID,
             "--config",
-            &server::admin_config(),
+            &server::admin_config(setup),
             "--csr",
-            &inside("router/router.csr"),
+            &setup.root.inside("router/router.csr"),
             "--cert-out",
-            &inside("router/router.pem"),
+            &setup.root.inside("router/router.pem"),
         ],
     )?;
-    command(setup, &["render", "--config", &config()])
+    command(setup, &["render", "--config", &config(setup)])
 }
 
 /// HAProxy.
-pub fn haproxy() -> Component {
+pub fn haproxy(setup: &Setup) -> Component {
     Component::new(
         "haproxy",
         Place::Core,
-        &["haproxy", "-W", "-f", &inside("router/haproxy/haproxy.cfg")],
+        &["haproxy", "-W", "-f", &setup.root.inside("router/haproxy/haproxy.cfg")],
     )
     .address(socket(LB, LB_USERS))
     .ready(Ready::Unix(SOCKET.to_owned()))
@@ -137,11 +137,11 @@ pub fn haproxy() -> Component {
 /// The daemon beside it.
 pub fn routerd(setup: &Setup) -> Component {
     let program = setup.programs.path("rssh-routerd");
-    let (variable, value) = notify_variable("routerd");
+    let (variable, value) = notify_variable(&setup.root, "routerd");
     Component::new(
         "routerd",
         Place::Core,
-        &[&program.to_string_lossy(), "run", "--config", &config()],
+        &[&program.to_string_lossy(), "run", "--config", &config(setup)],
     )
     .env(&variable, value)
     .ready(Ready::Notify)

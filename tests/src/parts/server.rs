@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use crate::component::Component;
-use crate::enter::helpers;
 use crate::files;
 use crate::parts::{broker, pki, redis};
 use crate::place::{
-    DOMAIN, HEALTH_PORT, LB, LB_DEVICES, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT, inside, server_address, socket,
+    DOMAIN, HEALTH_PORT, LB, LB_DEVICES, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT, server_address, socket,
 };
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
@@ -29,13 +28,13 @@ fn dir(n: u32) -> String {
 }
 
 /// The configuration with which server `n` runs, as programs see it.
-pub fn config(n: u32) -> String {
-    inside(format_args!("{}/serverd.toml", dir(n)))
+pub fn config(setup: &Setup, n: u32) -> String {
+    setup.root.inside(format_args!("{}/serverd.toml", dir(n)))
 }
 
 /// The configuration of the operator, who holds the authorities; otherwise server 1's.
-pub fn admin_config() -> String {
-    inside(format_args!("{}/admin.toml", dir(1)))
+pub fn admin_config(setup: &Setup) -> String {
+    setup.root.inside(format_args!("{}/admin.toml", dir(1)))
 }
 
 /// Runs one of rssh-serverd's commands of administration.
@@ -59,17 +58,17 @@ fn serverd(setup: &Setup, place: &Place, args: &[&str]) -> Result<()> {
 pub fn write_config(setup: &Setup, n: u32) -> Result<()> {
     let dir = setup.root.join(dir(n));
     files::make_dir(&dir.join("state"))?;
-    let config = toml(n);
+    let config = toml(setup, n);
     files::write(
         &dir.join("admin.toml"),
-        format!("{config}\n[admin]\npki = \"{}\"\n", pki::dir()),
+        format!("{config}\n[admin]\npki = \"{}\"\n", pki::dir(setup)),
     )?;
     files::write(&dir.join("serverd.toml"), config)
 }
 
-fn toml(n: u32) -> String {
-    let state = inside(format_args!("{}/state", dir(n)));
-    let sshd = inside(format_args!("{}/sshd", dir(n)));
+fn toml(setup: &Setup, n: u32) -> String {
+    let state = setup.root.inside(format_args!("{}/state", dir(n)));
+    let sshd = setup.root.inside(format_args!("{}/sshd", dir(n)));
     let address = server_address(n);
     let listen = SSHD_PORTS
         .map(|port| format!("\"{}\"", socket(address, port)))
@@ -104,11 +103,11 @@ helpers = "{helpers}"
 listen = "{health}"
 "#,
         ssh = socket(LB, LB_DEVICES),
-        database = postgres::url(),
-        redis = redis::url(),
+        database = postgres::url(&setup.root),
+        redis = redis::url(setup),
         broker = broker::address(),
-        ca = pki::file("servers-ca.pem"),
-        helpers = helpers(),
+        ca = pki::file(setup, "servers-ca.pem"),
+        helpers = setup.root.inside("helpers"),
         health = socket(address, HEALTH_PORT),
     )
 }
@@ -132,7 +131,7 @@ pub fn install_helpers(setup: &Setup) -> Result<()> {
 /// # Errors
 /// When the product's command fails.
 pub fn migrate(setup: &Setup) -> Result<()> {
-    admin(setup, &["migrate", "--config", &admin_config()])
+    admin(setup, &["migrate", "--config", &admin_config(setup)])
 }
 
 /// Gives server `n` its id, keys, certificates and sshd configuration.
@@ -140,7 +139,7 @@ pub fn migrate(setup: &Setup) -> Result<()> {
 /// # Errors
 /// When the product's command fails.
 pub fn init(setup: &Setup, n: u32) -> Result<()> {
-    let config = inside(format_args!("{}/admin.toml", dir(n)));
+    let config = setup.root.inside(format_args!("{}/admin.toml", dir(n)));
     serverd(
         setup,
         &Place::Server(n),
@@ -153,7 +152,7 @@ pub fn components(setup: &Setup, n: u32) -> [Component; 2] {
     let address = server_address(n);
     let name = format!("serverd-{n}");
     let serverd = setup.programs.path("rssh-serverd");
-    let (variable, value) = notify_variable(&name);
+    let (variable, value) = notify_variable(&setup.root, &name);
     [
         Component::new(
             format!("sshd-{n}"),
@@ -163,14 +162,14 @@ pub fn components(setup: &Setup, n: u32) -> [Component; 2] {
                 "-D",
                 "-e",
                 "-f",
-                &inside(format_args!("{}/sshd/sshd_config", dir(n))),
+                &setup.root.inside(format_args!("{}/sshd/sshd_config", dir(n))),
             ],
         )
         .ready(Ready::Tcp(SocketAddr::new(address.into(), SSHD_PORTS[0]))),
         Component::new(
             name,
             Place::Server(n),
-            &[&serverd.to_string_lossy(), "run", "--config", &config(n)],
+            &[&serverd.to_string_lossy(), "run", "--config", &config(setup, n)],
         )
         .env(&variable, value)
         .ready(Ready::Health(SocketAddr::new(address.into(), HEALTH_PORT))),

@@ -7,7 +7,7 @@ use rssh_proto::id::UserId;
 
 use crate::files;
 use crate::parts::{broker, server, ssh_keygen};
-use crate::place::{LB, LB_USERS, Place, inside, socket, user_name};
+use crate::place::{LB, LB_USERS, Place, socket, user_name};
 use crate::run;
 use crate::setup::Setup;
 
@@ -26,13 +26,13 @@ fn home(setup: &Setup, user: &UserId) -> PathBuf {
 /// When the product's command or ssh-keygen fails.
 pub fn init(setup: &Setup, n: u32) -> Result<String> {
     let user = id(n)?;
-    let profile = inside(format_args!("users/{user}/home/.config/rssh"));
+    let profile = setup.root.inside(format_args!("users/{user}/home/.config/rssh"));
     let mut init = setup.programs.at(&setup.root, &Place::User(user.clone()), None);
     init.arg(setup.programs.path("rssh"))
         .args(["init", "--user", user.as_str(), "--dir", &profile]);
     run::checked(&mut init)?;
     let home = home(setup, &user);
-    files::write(&home.join(".config/rssh/profile.toml"), profile_toml(&user))?;
+    files::write(&home.join(".config/rssh/profile.toml"), profile_toml(setup, &user))?;
     let ssh = home.join(".ssh");
     files::make_dir(&ssh)?;
     files::set_mode(&ssh, 0o700)?;
@@ -40,7 +40,7 @@ pub fn init(setup: &Setup, n: u32) -> Result<String> {
     ssh_keygen::key_pair(&ssh.join("id_ed25519"))
 }
 
-fn profile_toml(user: &UserId) -> String {
+fn profile_toml(setup: &Setup, user: &UserId) -> String {
     format!(
         r#"user = "{user}"
 brokers = ["{broker}"]
@@ -51,7 +51,7 @@ key = "{dir}/user.key"
 "#,
         broker = broker::address(),
         lb = socket(LB, LB_USERS),
-        dir = inside(format_args!("users/{user}/home/.config/rssh")),
+        dir = setup.root.inside(format_args!("users/{user}/home/.config/rssh")),
     )
 }
 
@@ -77,8 +77,8 @@ fn ssh_config(setup: &Setup) -> String {
 /// When a command of the product fails.
 pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
     let user = id(n)?;
-    let profile = inside(format_args!("users/{user}/home/.config/rssh"));
-    let config = server::admin_config();
+    let profile = setup.root.inside(format_args!("users/{user}/home/.config/rssh"));
+    let config = server::admin_config(setup);
     let (csr, cert) = (format!("{profile}/user.csr"), format!("{profile}/user.pem"));
     server::admin(
         setup,

@@ -43,8 +43,8 @@ struct Opened {
     host: String,
     port: u16,
     state: String,
-    expires_at: i64,
-    host_expires_at: i64,
+    expires_at: String,
+    host_expires_at: String,
     banner: Option<String>,
 }
 

@@ -59,8 +59,9 @@ fn no_secret_is_in_a_command_line_an_environment_a_log_or_redis() {
             &[
                 "sh",
                 "-c",
-                "cd /run/rssh-lab/redis && redis-cli -s redis.sock --scan | while read -r key; do \
+                "cd \"$0\" && redis-cli -s redis.sock --scan | while read -r key; do \
              redis-cli -s redis.sock get \"$key\"; done",
+                &lab.dir().inside("redis"),
             ],
         )
         .output()
@@ -83,7 +84,7 @@ fn sshd_takes_public_keys_only_and_forwards_one_way() {
                 "/usr/sbin/sshd",
                 "-T",
                 "-f",
-                "/run/rssh-lab/servers/s1/sshd/sshd_config",
+                &lab.dir().inside("servers/s1/sshd/sshd_config"),
             ],
         )
         .output()
