@@ -49,7 +49,7 @@ impl Lab {
         match action {
             Action::Kill => self.end(&component, needed()?, Signal::SIGKILL),
             Action::Term => self.end(&component, needed()?, component.stop_signal()),
-            Action::Stop => self.signal_all(&needed()?, Signal::SIGSTOP),
+            Action::Stop => self.freeze(&component, needed()?),
             Action::Cont => self.signal_all(&needed()?, Signal::SIGCONT),
             Action::Start => {
                 ensure!(alive.is_none(), "{name} is running already");
@@ -78,6 +78,29 @@ impl Lab {
             // As init does with what a daemon leaves.
             self.signal_all(&record, Signal::SIGKILL)?;
         }
+        Ok(())
+    }
+
+    /// Stops all of a component, also what it starts meanwhile.
+    fn freeze(&self, component: &Component, record: Record) -> Result<()> {
+        let networks = self.networks().inodes();
+        let frozen = process::wait(GRACE, || {
+            let moving: Vec<_> = record
+                .members(&networks)
+                .into_iter()
+                .filter(|process| process.stat().is_some_and(|stat| !stat.is_stopped()))
+                .collect();
+            moving.iter().for_each(|process| {
+                process.signal(Signal::SIGSTOP).ok();
+            });
+            moving.is_empty()
+        });
+        ensure!(
+            frozen,
+            "{} has not stopped {} s after SIGSTOP",
+            component.name,
+            GRACE.as_secs()
+        );
         Ok(())
     }
 

@@ -231,7 +231,7 @@ impl Lab {
                 let process = Record::read(&self.root, &component.name).map(|record| record.process);
                 let stat = process.and_then(|process| process.stat());
                 let state = match stat {
-                    Some(stat) if matches!(stat.state, 'T' | 't') => "stopped",
+                    Some(stat) if stat.is_stopped() => "stopped",
                     Some(_) => "running",
                     None => "ended",
                 };

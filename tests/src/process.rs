@@ -29,6 +29,13 @@ pub struct Stat {
     pub start: u64,
 }
 
+impl Stat {
+    /// Whether a signal or a tracer holds it.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, 'T' | 't')
+    }
+}
+
 /// Reads the fields of `/proc/PID/stat` that matter here.
 fn parse_stat(text: &str) -> Option<Stat> {
     // The second field is the program's name in parentheses and may hold anything, parentheses too.
