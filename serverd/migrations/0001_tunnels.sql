@@ -81,8 +81,12 @@ CREATE TABLE tunnels (
     active_at       timestamptz,
     expires_at      timestamptz NOT NULL,
     ended_at        timestamptz,
+    -- The request that closed it: the same one, repeated, hears the same.
+    closed_by       uuid,
+    -- Why it failed; of a tunnel that is active, what its device last said of the target.
     failure_kind    text,
-    failure_message text
+    failure_message text,
+    failed_at       timestamptz
 );
 CREATE INDEX tunnels_of_user ON tunnels (user_id, device_id, target)
     WHERE state IN ('requested', 'claimed', 'active', 'reconnecting');
@@ -92,13 +96,15 @@ CREATE INDEX tunnels_by_expiry ON tunnels (expires_at)
     WHERE state IN ('requested', 'claimed', 'active', 'reconnecting');
 CREATE INDEX tunnels_requested ON tunnels (deadline_at) WHERE state = 'requested';
 
--- Who asked for a tunnel, and where the answers go. A holder keeps it open until it closes it.
+-- Who asked for a tunnel, and where the answers go. A holder keeps it open until it gives it up.
 CREATE TABLE openers (
-    request_id uuid PRIMARY KEY,
-    tunnel_id  uuid NOT NULL REFERENCES tunnels ON DELETE CASCADE,
-    session    text NOT NULL,
-    hold       boolean NOT NULL,
-    asked_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+    request_id  uuid PRIMARY KEY,
+    tunnel_id   uuid NOT NULL REFERENCES tunnels ON DELETE CASCADE,
+    session     text NOT NULL,
+    hold        boolean NOT NULL,
+    -- The request that gave it up.
+    released_by uuid,
+    asked_at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX openers_of_tunnel ON openers (tunnel_id);
 

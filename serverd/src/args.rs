@@ -31,6 +31,9 @@ pub enum Command {
     /// This server's identity
     #[command(subcommand)]
     Server(Server),
+    /// The dedicated sshd
+    #[command(subcommand)]
+    Sshd(Sshd),
     /// Routers
     #[command(subcommand)]
     Router(Router),
@@ -119,6 +122,12 @@ pub enum Server {
         #[arg(long)]
         id: Option<ServerId>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Sshd {
+    /// Send small packets at once: sets TCP_NODELAY on the running sshd's listening sockets, which connections inherit
+    Nodelay(WithConfig),
 }
 
 #[derive(Debug, Subcommand)]

@@ -60,7 +60,12 @@ pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
                     server.fail(asker, Some(&tunnel), failure.clone());
                 }
             }
-            Ok(None) => {}
+            // The tunnel is active: its target is the matter.
+            Ok(None) => {
+                if let Err(error) = server.store.note_fault(tunnel, &device, &failure).await {
+                    tracing::warn!(%device, %tunnel, %error, "cannot note a fault");
+                }
+            }
             Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note a failure"),
         },
         DeviceEventKind::Lost { reason } => {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 /// A process: its id, and when it started in clock ticks since boot.
@@ -60,21 +60,20 @@ pub fn owner(pid: i32) -> Option<u32> {
     Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
-/// The numbers of the sockets that a process has open.
-pub fn sockets(pid: i32) -> impl Iterator<Item = u32> {
-    fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| fs::read_link(entry.path()).ok())
-        .filter_map(|target| {
-            target
-                .to_str()?
-                .strip_prefix("socket:[")?
-                .strip_suffix(']')?
-                .parse()
-                .ok()
-        })
+/// The sockets that a process has open: each descriptor with the socket's number.
+pub fn sockets(pid: i32) -> impl Iterator<Item = (i32, u32)> {
+    let socket = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target
+            .to_str()?
+            .strip_prefix("socket:[")?
+            .strip_suffix(']')?
+            .parse()
+            .ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, inode))
+    };
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"));
+    entries.into_iter().flatten().flatten().filter_map(socket)
 }
 
 /// Every process of a user.
@@ -126,6 +125,14 @@ impl Handle {
         {
             tracing::error!(%error, "cannot signal a session; does serverd have CAP_KILL?");
         }
+    }
+
+    /// Duplicates a descriptor of the process. pidfd_getfd(2).
+    ///
+    /// # Errors
+    /// When there is none, or the caller may not trace the process.
+    pub fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(&self.0, number, PidfdGetfdFlags::empty())?)
     }
 
     /// The descriptor, which becomes readable when the process ends.

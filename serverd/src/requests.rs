@@ -33,7 +33,7 @@ pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
     };
     match request.op {
         Operation::Open(open) => self::open(&server, &asker, &open, request.deadline_ms).await,
-        Operation::Close(close) => match server.store.close(&asker.user, &close).await {
+        Operation::Close(close) => match server.store.close(&asker, &close).await {
             Ok(outcomes) => self::close(&server, &asker, outcomes).await,
             Err(error) => server.store_failed(&asker, &error),
         },
@@ -42,7 +42,10 @@ pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
             Err(error) => server.store_failed(&asker, &error),
         },
         Operation::Name { tunnel } => match server.store.tunnel_of(&asker.user, tunnel).await {
-            Ok(Some(tunnel)) => name(&server, &asker, &tunnel).await,
+            Ok(Some(tunnel)) => match &tunnel.failure {
+                Some(failure) => server.fail(&asker, Some(&tunnel), failure.clone()),
+                None => name(&server, &asker, &tunnel).await,
+            },
             Ok(None) => server.fail(&asker, None, unknown(tunnel)),
             Err(error) => server.store_failed(&asker, &error),
         },

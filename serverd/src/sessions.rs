@@ -205,7 +205,7 @@ fn ours(server: &Server, mut processes: Vec<Process>) -> Vec<Process> {
         return processes;
     }
     match sock_diag::accepted(&server.config.sshd.listen) {
-        Ok(ours) => processes.retain(|process| process::sockets(process.pid).any(|inode| ours.contains(&inode))),
+        Ok(ours) => processes.retain(|process| process::sockets(process.pid).any(|(_, inode)| ours.contains(&inode))),
         Err(error) => {
             tracing::error!(%error, "cannot look at the kernel's sockets");
             processes.clear();
@@ -255,7 +255,7 @@ fn look(server: &Arc<Server>) -> io::Result<()> {
     if !unknown.is_empty() {
         let mut owners = process::of_user(server.session_uid);
         owners.retain(|process| {
-            process::sockets(process.pid).any(|inode| unknown.iter().any(|listener| listener.inode == inode))
+            process::sockets(process.pid).any(|(_, inode)| unknown.iter().any(|listener| listener.inode == inode))
         });
         for process in owners {
             tracing::warn!(%process, "listener without a lease: session ended");

@@ -209,7 +209,7 @@ mod tests {
         let _accepted = socket.accept().unwrap();
         let sockets = accepted(&[address]).unwrap();
         let this = i32::try_from(std::process::id()).unwrap();
-        assert!(sockets.len() == 1 && crate::process::sockets(this).any(|inode| sockets.contains(&inode)));
+        assert!(sockets.len() == 1 && crate::process::sockets(this).any(|(_, inode)| sockets.contains(&inode)));
         assert_eq!(connections(address.ip()).unwrap().get(&address.port()), Some(&1));
         drop(socket);
         assert_eq!(listener(address).unwrap(), None);

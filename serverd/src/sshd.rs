@@ -9,9 +9,10 @@ use rssh_mqtt::identity::{self, IdentityError};
 use rssh_proto::DeviceId;
 use rssh_proto::text::sanitize;
 
-use crate::config::Config;
+use crate::config::{Config, Sshd};
 use crate::pki::Pki;
 use crate::ssh_keygen::{self, KeygenError, PublicKey};
+use crate::{process, sock_diag};
 
 /// The server's binary; sshd executes itself again and needs an absolute path.
 const PROGRAM: &str = "/usr/sbin/sshd";
@@ -27,6 +28,10 @@ pub enum SshdError {
     Refused { path: PathBuf, reason: String },
     #[error("cannot make the directory {path}: {source}")]
     Directory { path: PathBuf, source: std::io::Error },
+    #[error("no sshd runs: {0} names none")]
+    NotRunning(PathBuf),
+    #[error("cannot reach sshd's sockets: {0}; this needs root")]
+    Descriptors(std::io::Error),
     #[error(transparent)]
     File(#[from] IdentityError),
     #[error(transparent)]
@@ -176,6 +181,36 @@ pub fn render(config: &Config) -> Result<(), SshdError> {
         return Ok(());
     }
     Err(SshdError::Refused { path, reason })
+}
+
+/// Sets TCP_NODELAY on the listening sockets of the running sshd; accepted connections inherit it (tcp(7)).
+///
+/// sshd leaves Nagle's algorithm on for sessions without a terminal: a small packet that follows another waits until
+/// the load balancer's kernel acknowledges the first, which it delays by 40 ms. sshd has no setting for it, so root sets
+/// it from outside, right after sshd has started.
+///
+/// # Errors
+/// When sshd does not run, or the caller may not reach into its descriptors.
+pub fn nodelay(sshd: &Sshd) -> Result<(), SshdError> {
+    let pid_file = pid_file(&sshd.dir);
+    let running = std::fs::read_to_string(&pid_file)
+        .ok()
+        .and_then(|text| process::stat(text.trim().parse().ok()?))
+        .ok_or(SshdError::NotRunning(pid_file))?;
+    let handle = running.process.handle().map_err(SshdError::Descriptors)?;
+    let mut listening = Vec::new();
+    for address in &sshd.listen {
+        let listener = sock_diag::listener(*address).map_err(SshdError::Descriptors)?;
+        listening.extend(listener.map(|listener| listener.inode));
+    }
+    for (descriptor, inode) in process::sockets(running.process.pid) {
+        if listening.contains(&inode) {
+            let socket = handle.descriptor(descriptor).map_err(SshdError::Descriptors)?;
+            rustix::net::sockopt::set_tcp_nodelay(&socket, true)
+                .map_err(|error| SshdError::Descriptors(error.into()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The name of the socket that the authorize helper asks.

@@ -5,7 +5,7 @@ mod install;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::args::{Command, Device, Grant, Router, Server, User};
+use crate::args::{Command, Device, Grant, Router, Server, Sshd, User};
 use crate::broker::{Administrator, Client};
 use crate::config::{Config, ConfigError};
 use crate::pki::Pki;
@@ -23,6 +23,7 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Ca(command) => install::ca(command),
         Command::Broker(command) => install::broker(&command),
         Command::Server(Server::Init { at, id }) => install::server(&Config::load(&at.config)?, id).await,
+        Command::Sshd(Sshd::Nodelay(at)) => Ok(crate::sshd::nodelay(&Config::load(&at.config)?.sshd)?),
         Command::Router(Router::Add { id, at, request }) => {
             enroll::router(&Office::open(Config::load(&at.config)?)?, id, &request).await
         }

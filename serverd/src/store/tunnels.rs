@@ -25,6 +25,7 @@ pub struct Tunnel {
     pub ttl_s: u32,
     /// How long its first asker still waits, in milliseconds from the answer.
     pub within_ms: u32,
+    /// Why it failed; of an active one, what its device said of the target in the last seconds.
     pub failure: Option<Failure>,
 }
 
@@ -62,7 +63,8 @@ macro_rules! tunnel_columns {
          extract(epoch FROM t.expires_at)::bigint AS expires_at,
          greatest(extract(epoch FROM t.expires_at - clock_timestamp()), 0)::bigint AS ttl_s,
          greatest(extract(epoch FROM t.deadline_at - clock_timestamp()) * 1000, 0)::bigint AS within_ms,
-         t.failure_kind, t.failure_message"
+         CASE WHEN t.state = 'failed' OR t.failed_at > clock_timestamp() - interval '5 s' THEN t.failure_kind END
+             AS failure_kind, t.failure_message"
     };
 }
 pub(super) use tunnel_columns;
@@ -204,18 +206,23 @@ impl Store {
         .await
     }
 
-    /// Gives tunnels up for a user; those that nobody else holds are closed, and their sessions are to end.
+    /// Gives tunnels up for a user; those that nobody else holds are closed, and their sessions are to end. The same
+    /// request, repeated, gives up nothing more.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn close(&self, user: &UserId, request: &CloseRequest) -> Result<Vec<CloseOutcome>, StoreError> {
+    pub async fn close(&self, asker: &Asker, request: &CloseRequest) -> Result<Vec<CloseOutcome>, StoreError> {
         self.within(async {
             let mut tx = self.pool.begin().await?;
             let mut outcomes = Vec::new();
-            for tunnel in closing(&mut tx, user, &request.which).await? {
-                let holders_left = give_up(&mut tx, &tunnel, request.force).await?;
-                if holders_left == 0 {
-                    end(&mut tx, tunnel.id).await?;
+            for tunnel in closing(&mut tx, asker, &request.which).await? {
+                let holders_left = give_up(&mut tx, &tunnel, asker, request).await?;
+                if holders_left == 0 && end(&mut tx, tunnel.id).await? {
+                    sqlx::query("UPDATE tunnels SET closed_by = $2 WHERE id = $1")
+                        .bind(tunnel.id.uuid())
+                        .bind(asker.request.uuid())
+                        .execute(&mut *tx)
+                        .await?;
                 }
                 outcomes.push(CloseOutcome { tunnel, holders_left });
             }
@@ -307,7 +314,8 @@ impl Store {
         self.within(async {
             let mut tx = self.pool.begin().await?;
             let row = sqlx::query(concat!(
-                "UPDATE tunnels t SET state = 'failed', ended_at = clock_timestamp(), failure_kind = $3, failure_message = $4
+                "UPDATE tunnels t SET state = 'failed', ended_at = clock_timestamp(), failure_kind = $3, failure_message = $4,
+                     failed_at = clock_timestamp()
                  WHERE t.id = $1 AND t.device_id = $2 AND t.state IN ('requested', 'claimed', 'reconnecting')
                    AND (NOT $5 OR (t.state = 'requested' AND t.answered_at IS NULL)) RETURNING ",
                 tunnel_columns!()
@@ -323,6 +331,27 @@ impl Store {
             let told = told(&mut tx, row).await?;
             tx.commit().await?;
             Ok(told)
+        })
+        .await
+    }
+
+    /// Notes what the device of an active tunnel says of its target; whoever asks for a name in the next seconds hears it.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn note_fault(&self, tunnel: TunnelId, device: &DeviceId, failure: &Failure) -> Result<(), StoreError> {
+        self.within(async {
+            sqlx::query(
+                "UPDATE tunnels SET failure_kind = $3, failure_message = $4, failed_at = clock_timestamp()
+                 WHERE id = $1 AND device_id = $2 AND state = 'active'",
+            )
+            .bind(tunnel.uuid())
+            .bind(device.as_str())
+            .bind(kind_name(failure.kind))
+            .bind(failure.message())
+            .execute(&self.pool)
+            .await?;
+            Ok(())
         })
         .await
     }
@@ -503,43 +532,62 @@ async fn add_opener(
     Ok(())
 }
 
-/// The live tunnels that a user wants closed, locked.
-async fn closing(connection: &mut PgConnection, user: &UserId, which: &Which) -> Result<Vec<Tunnel>, StoreError> {
+/// The live tunnels that a user wants closed, and those that this very request has given up before; locked.
+async fn closing(connection: &mut PgConnection, asker: &Asker, which: &Which) -> Result<Vec<Tunnel>, StoreError> {
     let (tunnel, device, target) = match which {
         Which::Tunnel(id) => (Some(id.uuid()), None, None),
         Which::Device { device, target } => (None, Some(device.as_str()), target.as_ref().map(Target::to_string)),
     };
+    // A tunnel may be named by any request that opened or shared it.
     let rows = sqlx::query(concat!(
         "SELECT ",
         tunnel_columns!(),
-        " FROM tunnels t WHERE t.user_id = $1 AND ($2::uuid IS NULL OR t.id = $2)
-             AND ($3::text IS NULL OR t.device_id = $3) AND ($4::text IS NULL OR t.target = $4) AND t.state IN ",
+        " FROM tunnels t WHERE t.user_id = $1
+             AND ($2::uuid IS NULL OR t.id IN (SELECT tunnel_id FROM openers WHERE request_id = $2))
+             AND ($3::text IS NULL OR t.device_id = $3) AND ($4::text IS NULL OR t.target = $4)
+             AND (t.closed_by = $5 OR t.state IN ",
         live!(),
-        " ORDER BY t.id FOR UPDATE"
+        ") ORDER BY t.id FOR UPDATE"
     ))
-    .bind(user.as_str())
+    .bind(asker.user.as_str())
     .bind(tunnel)
     .bind(device)
     .bind(target)
+    .bind(asker.request.uuid())
     .fetch_all(connection)
     .await?;
     rows.iter().map(read).collect()
 }
 
-/// Takes one holder from a tunnel, or all of them; returns how many are left.
-async fn give_up(connection: &mut PgConnection, tunnel: &Tunnel, all: bool) -> Result<u32, StoreError> {
-    let (left,): (i64,) = sqlx::query_as(
-        "WITH gone AS (
-             DELETE FROM openers WHERE tunnel_id = $1 AND hold
-                 AND ($2 OR request_id = (SELECT request_id FROM openers WHERE tunnel_id = $1 AND hold
-                                          ORDER BY asked_at LIMIT 1))
-             RETURNING request_id)
-         SELECT count(*) FROM openers WHERE tunnel_id = $1 AND hold AND request_id NOT IN (SELECT request_id FROM gone)",
+/// Takes one holder from a tunnel, the named one if a request was named, or all of them; returns how many are left.
+async fn give_up(
+    connection: &mut PgConnection,
+    tunnel: &Tunnel,
+    asker: &Asker,
+    request: &CloseRequest,
+) -> Result<u32, StoreError> {
+    let named = match &request.which {
+        Which::Tunnel(id) => Some(id.uuid()),
+        Which::Device { .. } => None,
+    };
+    sqlx::query(
+        "UPDATE openers SET released_by = $2
+         WHERE tunnel_id = $1 AND hold AND released_by IS NULL
+             AND NOT EXISTS (SELECT 1 FROM openers WHERE tunnel_id = $1 AND released_by = $2)
+             AND ($3 OR request_id = (SELECT request_id FROM openers WHERE tunnel_id = $1 AND hold AND released_by IS NULL
+                                      ORDER BY request_id IS NOT DISTINCT FROM $4 DESC, asked_at LIMIT 1))",
     )
     .bind(tunnel.id.uuid())
-    .bind(all)
-    .fetch_one(connection)
+    .bind(asker.request.uuid())
+    .bind(request.force)
+    .bind(named)
+    .execute(&mut *connection)
     .await?;
+    let (left,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM openers WHERE tunnel_id = $1 AND hold AND released_by IS NULL")
+            .bind(tunnel.id.uuid())
+            .fetch_one(connection)
+            .await?;
     Ok(u32::try_from(left).unwrap_or(u32::MAX))
 }
 
