@@ -45,6 +45,8 @@ CREATE TABLE servers (
     -- Who runs under this id: host, boot id, process namespace, process; JSON.
     holder       text,
     state        text NOT NULL DEFAULT 'offline' CHECK (state IN ('serving', 'draining', 'offline')),
+    -- Where it answers health checks.
+    health       text,
     -- The signed registration as routers read it.
     registration text,
     -- Set when other servers have declared it lost, which fences it.
@@ -94,6 +96,7 @@ CREATE INDEX tunnels_of_device ON tunnels (device_id)
     WHERE state IN ('requested', 'claimed', 'active', 'reconnecting');
 CREATE INDEX tunnels_by_expiry ON tunnels (expires_at)
     WHERE state IN ('requested', 'claimed', 'active', 'reconnecting');
+CREATE INDEX tunnels_on_server ON tunnels (server_id) WHERE state IN ('claimed', 'active');
 CREATE INDEX tunnels_requested ON tunnels (deadline_at) WHERE state = 'requested';
 
 -- Who asked for a tunnel, and where the answers go. A holder keeps it open until it gives it up.

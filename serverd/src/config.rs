@@ -84,7 +84,7 @@ pub struct Redis {
 }
 
 fn default_ttl() -> Span {
-    Span::seconds(10)
+    Span::seconds(5)
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -20,7 +20,7 @@ use crate::registry::{self, Signer};
 use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
-use crate::{devices, http, landing, peers, requests, sessions, sshd};
+use crate::{devices, failover, http, landing, peers, requests, sessions, sshd};
 
 /// How many messages are worked on at once; more wait at the broker.
 const AT_ONCE: usize = 256;
@@ -84,6 +84,7 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::spawn(landing::serve(server.clone(), sockets)),
         tokio::spawn(sessions::sweep(server.clone())),
         tokio::spawn(sessions::expire(server.clone())),
+        tokio::spawn(failover::run(server.clone())),
         tokio::spawn(mqtt),
         tokio::spawn(hear(server.clone(), events)),
         watching,

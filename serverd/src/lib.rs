@@ -8,6 +8,7 @@ pub mod cmd;
 pub mod config;
 pub mod daemon;
 pub mod devices;
+pub mod failover;
 pub mod home;
 pub mod http;
 pub mod landing;
@@ -25,6 +26,7 @@ pub mod sock_diag;
 pub mod ssh_keygen;
 pub mod sshd;
 pub mod store;
+pub mod suspicion;
 pub mod watcher;
 
 /// Sends log lines to stderr, filtered by `RSSH_LOG` (`info` when unset).

@@ -131,7 +131,7 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
         if news || counter % 8 == 0 {
             match server
                 .store
-                .register(&server.id, server.generation, state, &signed)
+                .register(&server.id, server.generation, state, server.config.http.listen, &signed)
                 .await
             {
                 Ok(true) => last = Some(state),

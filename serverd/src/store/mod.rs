@@ -12,7 +12,7 @@ mod tunnels;
 pub use admin::Kind;
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
 pub use presence::Reconcile;
-pub use servers::Takeover;
+pub use servers::{Other, Takeover};
 pub use tunnels::{Asker, CloseOutcome, Opening, Tunnel};
 
 use std::borrow::Cow;

@@ -1,10 +1,14 @@
 //! Servers: who runs under an id, what it says of itself, and its heartbeat.
 
+use std::net::SocketAddr;
+
 use rssh_proto::payload::ServerState;
 use rssh_proto::{Generation, ServerId};
 
-use super::{Store, StoreError, counter, uncounter};
+use super::tunnels::{Tunnel, read, tunnel_columns};
+use super::{Store, StoreError, counter, stored, uncounter};
 use crate::process::Holder;
+use crate::suspicion::Beat;
 
 /// What is known of an id before this process takes it.
 #[derive(Debug)]
@@ -13,6 +17,15 @@ pub struct Takeover {
     pub holder: Option<Holder>,
     /// The last heartbeat's counter.
     pub counter: Option<u64>,
+}
+
+/// Another server, as the database knows it.
+#[derive(Debug)]
+pub struct Other {
+    pub id: ServerId,
+    pub beat: Beat,
+    /// Where it answers health checks.
+    pub health: Option<SocketAddr>,
 }
 
 impl Store {
@@ -83,6 +96,7 @@ impl Store {
         server: &ServerId,
         generation: Generation,
         state: ServerState,
+        health: SocketAddr,
         registration: &str,
     ) -> Result<bool, StoreError> {
         let state = match state {
@@ -91,14 +105,17 @@ impl Store {
             ServerState::Offline => "offline",
         };
         self.within(async {
-            let done =
-                sqlx::query("UPDATE servers SET state = $3, registration = $4 WHERE id = $1 AND generation = $2")
-                    .bind(server.as_str())
-                    .bind(counter(generation.0))
-                    .bind(state)
-                    .bind(registration)
-                    .execute(&self.pool)
-                    .await?;
+            let done = sqlx::query(
+                "UPDATE servers SET state = $3, health = $4, registration = $5
+                 WHERE id = $1 AND generation = $2 AND lost_at IS NULL",
+            )
+            .bind(server.as_str())
+            .bind(counter(generation.0))
+            .bind(state)
+            .bind(health.to_string())
+            .bind(registration)
+            .execute(&self.pool)
+            .await?;
             Ok(done.rows_affected() > 0)
         })
         .await
@@ -127,6 +144,86 @@ impl Store {
             .await?;
             tx.commit().await?;
             Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    /// The heartbeats of all other servers that are not lost.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn heartbeats(&self, except: &ServerId) -> Result<Vec<Other>, StoreError> {
+        self.within(async {
+            let rows: Vec<(String, i64, i64, Option<String>)> = sqlx::query_as(
+                "SELECT s.id, h.generation, h.counter, s.health
+                 FROM servers s JOIN server_heartbeats h ON h.server_id = s.id AND h.generation = s.generation
+                 WHERE s.id <> $1 AND s.lost_at IS NULL",
+            )
+            .bind(except.as_str())
+            .fetch_all(&self.pool)
+            .await?;
+            rows.into_iter()
+                .map(|(id, generation, beat, health)| {
+                    Ok(Other {
+                        id: stored("a server", &id)?,
+                        beat: Beat {
+                            generation: Generation(uncounter(generation)),
+                            counter: uncounter(beat),
+                        },
+                        health: health.and_then(|address| address.parse().ok()),
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// Declares a server lost, unless it has beaten since or another was faster: fences it, takes its leases away, and
+    /// returns the tunnels that have to land elsewhere.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn declare_lost(
+        &self,
+        lost: &ServerId,
+        beat: Beat,
+        rest_s: u32,
+    ) -> Result<Option<Vec<Tunnel>>, StoreError> {
+        self.within(async {
+            let mut tx = self.pool.begin().await?;
+            let fenced = sqlx::query(
+                "UPDATE servers SET lost_at = clock_timestamp(), state = 'offline'
+                 WHERE id = $1 AND generation = $2 AND lost_at IS NULL
+                   AND EXISTS (SELECT 1 FROM server_heartbeats
+                               WHERE server_id = $1 AND generation = $2 AND counter = $3)",
+            )
+            .bind(lost.as_str())
+            .bind(counter(beat.generation.0))
+            .bind(counter(beat.counter))
+            .execute(&mut *tx)
+            .await?;
+            if fenced.rows_affected() == 0 {
+                return Ok(None);
+            }
+            sqlx::query(
+                "UPDATE leases SET released_at = clock_timestamp(), evict = true,
+                     free_after = clock_timestamp() + $2 * interval '1 s'
+                 WHERE server_id = $1 AND released_at IS NULL",
+            )
+            .bind(lost.as_str())
+            .bind(f64::from(rest_s))
+            .execute(&mut *tx)
+            .await?;
+            let rows = sqlx::query(concat!(
+                "UPDATE tunnels t SET state = 'reconnecting'
+                 WHERE t.server_id = $1 AND t.state IN ('claimed', 'active') RETURNING ",
+                tunnel_columns!()
+            ))
+            .bind(lost.as_str())
+            .fetch_all(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            rows.iter().map(read).collect::<Result<_, _>>().map(Some)
         })
         .await
     }

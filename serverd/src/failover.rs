@@ -1,0 +1,99 @@
+//! Watching the other servers, and bringing the tunnels of a lost one back elsewhere.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rssh_proto::ServerId;
+use rssh_proto::topic::Topic;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::requests;
+use crate::server::Server;
+use crate::store::Tunnel;
+use crate::suspicion::{Beat, Suspicion};
+
+/// How long a health check may take.
+const HEALTH_WITHIN: Duration = Duration::from_secs(1);
+/// How many landings per second a fleet is asked to spread a loss over; each costs a server some tens of milliseconds
+/// of processor time.
+const LANDINGS_PER_S: usize = 50;
+
+/// Watches the other servers, for ever.
+pub async fn run(server: Arc<Server>) {
+    let ttl = server.config.redis.ttl.duration();
+    let mut suspicion = Suspicion::new(ttl);
+    let mut ticks = tokio::time::interval(ttl / 4);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = Instant::now();
+    loop {
+        ticks.tick().await;
+        // A pause of this process itself, frozen or starved, is no silence of the others.
+        if last.elapsed() > ttl {
+            suspicion.handle_database_away(Instant::now());
+        }
+        last = Instant::now();
+        let others = match server.store.heartbeats(&server.id).await {
+            Ok(others) => others,
+            Err(error) => {
+                tracing::debug!(%error, "cannot watch the other servers");
+                suspicion.handle_database_away(Instant::now());
+                continue;
+            }
+        };
+        let beats: Vec<(ServerId, Beat)> = others.iter().map(|other| (other.id.clone(), other.beat)).collect();
+        for silent in suspicion.handle_beats(&beats, Instant::now()) {
+            let address = others
+                .iter()
+                .find(|other| other.id == silent)
+                .and_then(|other| other.health);
+            let healthy = match address {
+                Some(address) => is_healthy(address).await,
+                None => false,
+            };
+            if let Some(beat) = suspicion.handle_health(&silent, healthy, Instant::now()) {
+                declare_lost(&server, &silent, beat).await;
+            }
+        }
+    }
+}
+
+/// Whether a server answers its health check at all. What it answers does not matter: it is alive.
+async fn is_healthy(address: SocketAddr) -> bool {
+    let check = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await?;
+        std::io::Result::Ok(answer == *b"HTTP/")
+    };
+    matches!(tokio::time::timeout(HEALTH_WITHIN, check).await, Ok(Ok(true)))
+}
+
+async fn declare_lost(server: &Arc<Server>, lost: &ServerId, beat: Beat) {
+    match server.store.declare_lost(lost, beat, server.rest_s()).await {
+        Ok(Some(tunnels)) => {
+            tracing::warn!(%lost, generation = %beat.generation, tunnels = tunnels.len(), "server lost");
+            bring_back(server, &tunnels).await;
+        }
+        // It beat meanwhile, or another server was faster.
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%lost, %error, "cannot declare a server lost"),
+    }
+}
+
+/// Asks the devices of lost tunnels to land again, spread over as long as the landings take.
+async fn bring_back(server: &Arc<Server>, tunnels: &[Tunnel]) {
+    let window = Duration::from_secs(1) * u32::try_from(tunnels.len() / LANDINGS_PER_S).unwrap_or(u32::MAX);
+    let jitter_ms = u32::try_from(window.as_millis()).unwrap_or(u32::MAX);
+    for tunnel in tunnels {
+        let Some(order) = requests::open_order(server, tunnel, jitter_ms) else {
+            continue;
+        };
+        // A device that does not hear it notices by itself that its ssh is dead.
+        if let Err(error) = server.publish(Topic::DeviceOpen(tunnel.device.clone()), &order).await {
+            tracing::debug!(tunnel = %tunnel.id, %error, "cannot ask a device to land again");
+        }
+    }
+}
