@@ -6,6 +6,7 @@ CARGO ?= cargo
 help:
 	@echo 'make demo          open one tunnel from end to end, show each stage, tear down (KEEP=1: leave it running)'
 	@echo 'make test          formatting, lints, unit tests, and the tests on the real stack'
+	@echo 'make bench         measure against what a person would do instead; BENCH=--full takes longer and holds more tunnels'
 	@echo 'make build         build every program'
 	@echo 'make packages      install the Debian packages that the demo and the tests need'
 
@@ -26,3 +27,10 @@ test: build
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	$(CARGO) test --locked --workspace
+
+# The agent that devices get is a build of its own.
+.PHONY: bench
+bench: packages
+	$(CARGO) build --locked --release --workspace --bins
+	$(CARGO) build --locked --profile dist --package rssh-agentd
+	@target/release/rssh-bench $(BENCH)

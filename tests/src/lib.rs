@@ -4,6 +4,7 @@
 //! are made by the product's own commands only.
 
 pub mod accounts;
+pub mod bench;
 pub mod cli;
 pub mod component;
 pub mod control;

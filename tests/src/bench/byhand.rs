@@ -1,0 +1,178 @@
+//! What a person would do instead: `ssh -f -N -R` from the device, straight to an sshd.
+//!
+//! serverd admits nobody who has no tunnel to claim, so this is a second sshd: the same program with the configuration
+//! that serverd rendered, but for who may log in, where it listens and which port may be forwarded. It is reached without
+//! a load balancer, and asks nobody whether a key may log in: both favour the person.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+
+use crate::Lab;
+use crate::accounts;
+use crate::component::Component;
+use crate::files;
+use crate::place::{LB, Place, TUNNEL_ACCOUNT, device_name, socket};
+use crate::ready::Ready;
+use crate::setup;
+
+/// The number of the server that this sshd is: past those of the lab.
+const SERVER: u32 = 999;
+/// The name of this sshd as a component.
+pub const SSHD: &str = "sshd-999";
+/// Where it listens, beside the load balancer, since the devices reach that.
+const PORT: u16 = 2300;
+/// Where forwards listen: an address that no server of the lab has.
+pub const FORWARD: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 200, 1), 20000);
+
+/// What is different in the sshd's configuration.
+const REPLACED: [&str; 6] = [
+    "ListenAddress",
+    "PidFile",
+    "AuthorizedKeysFile",
+    "AuthorizedKeysCommand",
+    "AuthorizedKeysCommandUser",
+    "PermitListen",
+];
+
+/// How the hand-run ssh is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// As the distribution has it.
+    Default,
+    /// With the key exchange and the ciphers of the agent's ssh.
+    Equal,
+}
+
+/// The sshd of the person, and how one of the lab's devices reaches it.
+#[derive(Debug)]
+pub struct ByHand {
+    device: u32,
+    /// The agent's key exchange and ciphers, as options.
+    equal: Vec<String>,
+}
+
+impl ByHand {
+    /// Starts the sshd and prepares a device for it.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(lab: &Lab, device: u32) -> Result<Self> {
+        let root = lab.dir();
+        let server = Place::Server(SERVER);
+        let below = server.owner_dir();
+        let dir = root.join(&below);
+        // Any number that no server of the lab has: each takes the processes of its account for its own.
+        let lab_number = uuid::Uuid::new_v4().as_u64_pair().0 as u16;
+        accounts::write(root, &server, accounts::tunnels_uid(lab_number, SERVER))?;
+
+        let device_dir = root.join(format!("devices/{}", device_name(device)));
+        let (address, port) = FORWARD;
+        let key = files::read(&device_dir.join("state/ssh_key.pub"))?;
+        files::write(
+            &dir.join("authorized_keys"),
+            format!("restrict,port-forwarding,permitlisten=\"{address}:{port}\" {key}"),
+        )?;
+        let rendered = files::read(&root.join("servers/s1/sshd/sshd_config"))?;
+        let keys = root.inside(format_args!("{below}/authorized_keys"));
+        files::write(&dir.join("sshd_config"), sshd_config(&rendered, &keys))?;
+        let config = root.inside(format_args!("{below}/sshd_config"));
+        let sshd = Component::new(SSHD, server, &["/usr/sbin/sshd", "-D", "-e", "-f", &config])
+            .ready(Ready::Tcp(SocketAddr::new(LB.into(), PORT)));
+        setup::start(root, lab.programs(), &[sshd])?;
+
+        // The person has been there before.
+        let host_key = files::read(&root.join("servers/s1/sshd/ssh_host_ed25519_key.pub"))?;
+        files::write(&device_dir.join("known_by_hand"), format!("[{LB}]:{PORT} {host_key}"))?;
+        let agents = files::read(&device_dir.join("state/run/ssh_config"))?;
+        Ok(Self {
+            device,
+            equal: equal_options(&agents).context("the agent's ssh_config has no key exchange and ciphers")?,
+        })
+    }
+
+    /// The command, which returns once the forward is there and stays in the background.
+    pub fn command(&self, client: Client, lab: &Lab, to: &str) -> Vec<String> {
+        let dir = lab
+            .dir()
+            .inside(format_args!("devices/{}", device_name(self.device)));
+        let mut words: Vec<String> = ["ssh", "-f", "-N"].map(str::to_owned).into();
+        for option in [
+            "ExitOnForwardFailure=yes",
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+            &format!("UserKnownHostsFile={dir}/known_by_hand"),
+        ] {
+            words.extend(["-o".to_owned(), option.to_owned()]);
+        }
+        if client == Client::Equal {
+            words.extend(self.equal.iter().cloned());
+        }
+        words.extend(["-i".to_owned(), format!("{dir}/state/ssh_key")]);
+        words.extend(["-p".to_owned(), PORT.to_string()]);
+        words.extend(["-R".to_owned(), format!("{}:{to}", socket(FORWARD.0, FORWARD.1))]);
+        words.push(format!("{TUNNEL_ACCOUNT}@{LB}"));
+        words
+    }
+}
+
+/// The rendered configuration with another listener, and with keys from a file.
+fn sshd_config(rendered: &str, keys: &str) -> String {
+    let mut text = format!(
+        "ListenAddress {}\nPidFile none\nAuthorizedKeysFile {keys}\nPermitListen {}:*\n",
+        socket(LB, PORT),
+        FORWARD.0
+    );
+    for line in rendered.lines() {
+        let keyword = line.split_ascii_whitespace().next().unwrap_or_default();
+        if !REPLACED.contains(&keyword) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
+
+/// The key exchange and the ciphers of an ssh_config, as options of a command line.
+fn equal_options(config: &str) -> Option<Vec<String>> {
+    let mut options = Vec::new();
+    for keyword in ["KexAlgorithms", "Ciphers"] {
+        let value = config
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix(keyword))?
+            .trim();
+        options.extend(["-o".to_owned(), format!("{keyword}={value}")]);
+    }
+    Some(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_may_log_in_and_where_differs_from_the_rendered_configuration() {
+        let rendered = "ListenAddress 127.0.1.1:2201\nHostKey /k\nAuthorizedKeysCommand /h/rssh-authorize\n\
+                        AuthorizedKeysCommandUser u\nAuthorizedKeysFile none\nPermitListen 127.0.1.1:*\nUseDNS no\n";
+        let text = sshd_config(rendered, "/keys");
+        assert!(text.ends_with("HostKey /k\nUseDNS no\n"), "{text}");
+        assert_eq!(text.matches("AuthorizedKeys").count(), 1, "{text}");
+        assert_eq!(text.matches("ListenAddress").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn the_agents_choices_become_options() {
+        let config = "Host *\n    KexAlgorithms curve25519-sha256\n    Ciphers aes128-gcm@openssh.com\n";
+        assert_eq!(
+            equal_options(config).unwrap(),
+            [
+                "-o",
+                "KexAlgorithms=curve25519-sha256",
+                "-o",
+                "Ciphers=aes128-gcm@openssh.com"
+            ]
+        );
+        assert_eq!(equal_options("Host *\n"), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! The benchmarks: each figure a ratio against what a person would do or pick instead, measured in alternating rounds.
+//!
+//! Other work on the machine hits both sides of a ratio alike; its load is noted beside each figure. Nothing is asserted:
+//! the table says what was reached.
+
+pub mod byhand;
+pub mod open;
+pub mod results;
+pub mod rig;
+pub mod stats;
+pub mod worker;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+
+use results::Figure;
+use rig::Rig;
+
+/// Measures the system against what a person would do instead, prints a table and writes it to a file.
+#[derive(Debug, Parser)]
+#[command(name = "rssh-bench", version)]
+pub struct Args {
+    #[command(subcommand)]
+    inner: Option<Inner>,
+    /// How many rounds of each kind of open are counted
+    #[arg(long, default_value_t = 20)]
+    rounds: usize,
+    /// Measure these groups of figures only
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Where the figures go; those of other groups stay when --only is given
+    #[arg(long, default_value = "target/bench/results.json")]
+    results: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Inner {
+    /// Time programs at a place of the lab
+    #[command(hide = true)]
+    Worker,
+}
+
+/// What the command line may tune.
+#[derive(Debug, Clone, Copy)]
+struct Tuning {
+    rounds: usize,
+}
+
+/// Figures that are measured together.
+struct Group {
+    name: &'static str,
+    measure: fn(&mut Rig, Tuning) -> Result<Vec<Figure>>,
+}
+
+const GROUPS: &[Group] = &[Group {
+    name: "open",
+    measure: |rig, tuning| open::measure(rig, tuning.rounds),
+}];
+
+/// Measures.
+///
+/// # Errors
+/// When the lab does not come up or the results cannot be written; a group that fails is reported as missing.
+pub fn run(args: Args) -> Result<()> {
+    if let Some(Inner::Worker) = args.inner {
+        return worker::serve();
+    }
+    if let Some(unknown) = args.only.iter().find(|name| !GROUPS.iter().any(|group| group.name == **name)) {
+        let names: Vec<_> = GROUPS.iter().map(|group| group.name).collect();
+        bail!("no group {unknown:?}; use some of: {}", names.join(", "));
+    }
+    let tuning = Tuning { rounds: args.rounds };
+    let mut rig = Rig::up()?;
+    let mut figures = Vec::new();
+    for group in GROUPS {
+        if !args.only.is_empty() && !args.only.iter().any(|name| name == group.name) {
+            continue;
+        }
+        let begin = Instant::now();
+        let measured = (group.measure)(&mut rig, tuning);
+        eprintln!(
+            "{:>6.1} s  {} (load {})",
+            begin.elapsed().as_secs_f64(),
+            group.name,
+            load()
+        );
+        match measured {
+            Ok(measured) => figures.extend(measured),
+            Err(error) => {
+                eprintln!("error: {}: {error:#}", group.name);
+                figures.push(Figure::missing(group.name, results::Reach::None, format!("{error:#}")));
+                // Whatever is left of it would disturb the next.
+                drop(rig);
+                rig = Rig::up()?;
+            }
+        }
+    }
+    if args.only.is_empty() {
+        fs::remove_file(&args.results).ok();
+    }
+    results::write(&args.results, &figures)?;
+    print!("{}", results::table(&figures));
+    Ok(())
+}
+
+/// The machine's load in the last minute.
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("?").to_owned()
+}

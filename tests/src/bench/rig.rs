@@ -1,0 +1,113 @@
+//! The lab that is measured, and the state that every round begins in.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::byhand::{self, ByHand, Client};
+use super::worker::{Ran, Worker};
+use crate::component::Record;
+use crate::place::{Place, device_name};
+use crate::{Lab, Options, process};
+
+/// Who asks.
+pub const USER: &str = "alice";
+/// The device that tunnels are opened to.
+pub const BUSY: u32 = 1;
+/// The device that nobody disturbs.
+pub const IDLE: u32 = 2;
+/// How long everything may take to be as before a round.
+const SETTLES: Duration = Duration::from_secs(20);
+
+/// A lab with a worker where the user is, one on the device, and the person's own sshd.
+#[derive(Debug)]
+pub struct Rig {
+    pub lab: Lab,
+    pub user: Worker,
+    pub device: Worker,
+    pub by_hand: ByHand,
+}
+
+impl Rig {
+    /// Brings it up.
+    ///
+    /// # Errors
+    /// When the lab does not come up.
+    pub fn up() -> Result<Self> {
+        let options = Options {
+            servers: NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN),
+            devices: 2,
+            users: 1,
+        };
+        let lab = Lab::temporary(options)?;
+        Ok(Self {
+            user: Worker::start(&lab, &lab.place(Some(USER))?)?,
+            device: Worker::start(&lab, &Place::Device(BUSY))?,
+            by_hand: ByHand::start(&lab, BUSY)?,
+            lab,
+        })
+    }
+
+    /// Waits until no ssh runs on the device, no login is left on any server, and no lease is live.
+    ///
+    /// # Errors
+    /// When that does not come to pass.
+    pub fn settle(&self) -> Result<()> {
+        let networks = self.lab.networks().inodes();
+        let alone = |component: &str| {
+            Record::read(self.lab.dir(), component).is_some_and(|record| record.members(&networks).len() == 1)
+        };
+        let agent = format!("agentd-{BUSY}");
+        let settled = process::wait(SETTLES, || {
+            [agent.as_str(), "sshd-1", "sshd-2", byhand::SSHD].into_iter().all(alone)
+        }) && process::wait(SETTLES, || {
+            self.lab
+                .psql("SELECT count(*) FROM live_leases")
+                .is_ok_and(|count| count == "0")
+        });
+        ensure!(settled, "a tunnel of the last round is left after {} s", SETTLES.as_secs());
+        Ok(())
+    }
+
+    /// A cold `rssh open` until it is proven through the load balancer.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn open(&mut self) -> Result<Ran> {
+        self.user.succeed(&words(&["rssh", "open", &device_name(BUSY), "--json"]))
+    }
+
+    /// Ends what [`Rig::open`] opened.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn close(&mut self) -> Result<()> {
+        self.user
+            .succeed(&words(&["rssh", "close", &device_name(BUSY), "--force"]))?;
+        self.settle()
+    }
+
+    /// A tunnel opened by hand.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn open_by_hand(&mut self, client: Client, to: &str) -> Result<Ran> {
+        let command = self.by_hand.command(client, &self.lab, to);
+        self.device.succeed(&command)
+    }
+
+    /// Ends what [`Rig::open_by_hand`] opened.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn close_by_hand(&mut self) -> Result<()> {
+        self.device.end()?;
+        self.settle()
+    }
+}
+
+/// Words of a command line.
+pub fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
