@@ -10,7 +10,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 use rssh_mqtt::session::{Down, jittered};
 use rssh_mqtt::{Event, Identity, Message, Publish, Session, Settings, Will};
-use rssh_proto::claim::Claimed;
 use rssh_proto::payload::{self, DeviceEvent, DeviceStatus, Presence, V1};
 use rssh_proto::topic::Topic;
 use rssh_proto::{DeviceId, Epoch, Generation, InstanceId, TunnelId};
@@ -23,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::Config;
 use crate::generation::Generations;
 use crate::rundir::RunDir;
-use crate::ssh::{Ended, Endpoint, Landing, Ssh, config as ssh_config};
+use crate::ssh::{Ended, Endpoint, Landing, News, Ssh, config as ssh_config};
 use crate::tunnel::{Attempt, Command, DIAL_TIMEOUT, Policy, Tunnels};
 
 /// How many acknowledged publishes may be under way; each costs memory for as long as the agent runs.
@@ -230,7 +229,7 @@ async fn until(due: Option<Instant>) {
 /// What the tasks of tunnels tell the loop.
 enum Happening {
     Dialed(Attempt, Result<(), String>),
-    Landed(Attempt, Claimed),
+    News(Attempt, News),
     Ended(Attempt, Ended),
 }
 
@@ -313,7 +312,8 @@ impl Agent {
     fn handle_happening(&mut self, happening: Happening) {
         let commands = match happening {
             Happening::Dialed(attempt, outcome) => self.tunnels.handle_dialed(attempt, outcome, Instant::now()),
-            Happening::Landed(attempt, claimed) => {
+            Happening::News(attempt, News::TargetRefused) => self.tunnels.handle_refused(attempt, Instant::now()),
+            Happening::News(attempt, News::Landed(claimed)) => {
                 tracing::info!(
                     tunnel = %attempt.tunnel, server = %claimed.server, port = claimed.port, epoch = %claimed.epoch,
                     "landed"
@@ -364,12 +364,12 @@ impl Agent {
             let stopped = async {
                 let _ = stopped.await;
             };
-            let landed = |claimed| {
-                if happenings.try_send(Happening::Landed(attempt, claimed)).is_err() {
+            let tell = |news| {
+                if happenings.try_send(Happening::News(attempt, news)).is_err() {
                     tracing::error!(tunnel = %attempt.tunnel, "the loop does not keep up");
                 }
             };
-            let ended = ssh.carry(&landing, stopped, landed).await;
+            let ended = ssh.carry(&landing, stopped, tell).await;
             let _ = happenings.send(Happening::Ended(attempt, ended)).await;
         });
     }

@@ -140,6 +140,8 @@ impl RunDir {
 
 /// The control socket's name within a tunnel's directory.
 pub const SOCKET: &str = "ctl";
+/// The name of what ssh says.
+pub const LOG: &str = "log";
 
 /// A tunnel's directory; removed when dropped.
 #[derive(Debug)]
@@ -161,7 +163,7 @@ impl TunnelDir {
 
     /// What ssh and the dial say.
     pub fn log(&self) -> PathBuf {
-        self.path.join("log")
+        self.path.join(LOG)
     }
 }
 

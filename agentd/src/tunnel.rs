@@ -35,6 +35,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::fro
 const AFTER_LOSS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
 /// Where a target is an SSH server, which is proven by its banner and not dialled first.
 const SSH_PORT: u16 = 22;
+/// How often a target that does not answer is told; each connection to it would be a message.
+const REFUSED_EVERY: Duration = Duration::from_secs(2);
 /// How many ended tunnels are remembered, so that a late copy of an order does not open one again.
 const REMEMBERED: usize = 64;
 
@@ -85,6 +87,8 @@ struct Tunnel {
     /// Attempts since the last landing or order.
     failures: u32,
     number: u64,
+    /// When it was last told that the target does not answer.
+    refused: Option<Instant>,
     state: State,
 }
 
@@ -224,6 +228,25 @@ impl Tunnels {
                 tunnel.epoch = claimed.epoch;
                 tunnel.state = State::Up;
             }
+        }
+        self.take()
+    }
+
+    /// Learns that a connection through a tunnel did not reach the target; the tunnel stays.
+    pub fn handle_refused(&mut self, attempt: Attempt, now: Instant) -> Vec<Command> {
+        if let Some(tunnel) = self.current_mut(attempt)
+            && matches!(tunnel.state, State::Up)
+            && tunnel.refused.is_none_or(|told| now >= told + REFUSED_EVERY)
+        {
+            tunnel.refused = Some(now);
+            let (epoch, to) = (tunnel.claimed, tunnel.landing.to.clone());
+            let service = if to.port == SSH_PORT { "sshd" } else { "the service" };
+            let message = format!(
+                "nothing answers at {to} on {}; is {service} running there?",
+                self.policy.device
+            );
+            let failure = Failure::new(FailureKind::TargetRefused, message);
+            self.report(attempt.tunnel, epoch, DeviceEventKind::Failed(failure));
         }
         self.take()
     }
@@ -385,6 +408,7 @@ impl Tunnels {
             patience: (claimed == Epoch::default()).then_some(patience),
             failures: 0,
             number,
+            refused: None,
             state: State::Dialing { pause },
         };
         match before {

@@ -322,7 +322,7 @@ pub struct DeviceEvent {
 pub enum DeviceEventKind {
     /// The order has arrived and is being carried out.
     Accepted,
-    /// It was not carried out.
+    /// It was not carried out; or, of the epoch of a tunnel that is up and stays so, a connection through it failed.
     Failed(Failure),
     /// The tunnel's ssh ended without an order to; the agent comes back with it if it may.
     Lost { reason: String },

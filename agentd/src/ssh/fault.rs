@@ -114,6 +114,12 @@ const KNOWN: &[(&str, &str, bool)] = &[
     ),
 ];
 
+/// Whether a line of ssh says that a forwarded connection did not reach the target.
+pub fn is_target_refused(line: &str) -> bool {
+    line.strip_prefix("connect_to ")
+        .is_some_and(|rest| rest.trim_end().ends_with(": failed.") || rest.contains(": unknown host ("))
+}
+
 /// Reads what ssh and its dial wrote.
 pub fn explain(log: &str) -> Fault {
     // What the dial says is a whole sentence already, and ssh then only complains that it has no socket.
@@ -126,7 +132,8 @@ pub fn explain(log: &str) -> Fault {
             retry: *retry,
         };
     }
-    match log.lines().map(str::trim).rfind(|line| !line.is_empty()) {
+    let telling = |line: &&str| !line.is_empty() && !is_target_refused(line);
+    match log.lines().map(str::trim).rfind(telling) {
         Some(line) => Fault::passing(format!("ssh says: {}", sanitize(line, 200))),
         None => Fault::passing("ssh ended without a word"),
     }
@@ -203,7 +210,20 @@ mod tests {
         ),
         ("something\x1b[2J new\r\n", "ssh says: something?[2J new", true),
         ("\r\n", "without a word", true),
+        ("connect_to localhost port 22: failed.\r\n", "without a word", true),
     ];
+
+    #[test]
+    fn a_target_that_does_not_answer_is_known_by_sshs_words() {
+        for (line, refused) in [
+            ("connect_to localhost port 22: failed.\r", true),
+            ("connect_to plc.lan: unknown host (Name or service not known)\r", true),
+            ("Timeout, server 127.0.0.1 not responding.\r", false),
+            ("", false),
+        ] {
+            assert_eq!(is_target_refused(line), refused, "{line}");
+        }
+    }
 
     #[test]
     fn each_transcript_has_its_reason() {

@@ -15,12 +15,12 @@ use tokio::io::unix::AsyncFd;
 
 use super::Landing;
 use super::fault::{self, Fault};
-use crate::rundir::{SOCKET, TunnelDir};
+use crate::rundir::{LOG, SOCKET, TunnelDir};
 
-/// How far a start has come.
-pub(super) enum Started {
-    /// It has logged in and listens on its control socket.
-    Ready,
+/// What a master did.
+pub(super) enum Did {
+    /// What was waited for.
+    It,
     Ended,
 }
 
@@ -29,8 +29,8 @@ pub(super) struct Master {
     child: Child,
     group: Pid,
     pidfd: AsyncFd<OwnedFd>,
-    /// Watches the tunnel's directory for the control socket.
-    appearing: AsyncFd<OwnedFd>,
+    /// Watches the tunnel's directory for the control socket, and for what is written to the log.
+    changes: AsyncFd<OwnedFd>,
     status: Option<ExitStatus>,
 }
 
@@ -38,9 +38,7 @@ impl Master {
     /// Starts ssh with the tunnel's directory as its working directory, so that its socket has a short name.
     pub(super) fn spawn(program: &Path, config: &Path, dir: &TunnelDir, landing: &Landing) -> io::Result<Self> {
         let log = OpenOptions::new().create(true).append(true).open(dir.log())?;
-        let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&inotify, dir.path(), inotify::WatchFlags::CREATE)?;
-        let appearing = watched(inotify)?;
+        let changes = changes(dir.path())?;
         let mut child = Command::new(program)
             // The sweep knows an ssh of ours by these first two.
             .arg("-F")
@@ -61,7 +59,7 @@ impl Master {
                 child,
                 group,
                 pidfd,
-                appearing,
+                changes,
                 status: None,
             }),
             Err(error) => {
@@ -73,32 +71,39 @@ impl Master {
     }
 
     /// Waits until the control socket is there or ssh has ended.
-    pub(super) async fn started(&mut self) -> io::Result<Started> {
+    pub(super) async fn started(&mut self) -> io::Result<Did> {
+        self.changed(SOCKET).await
+    }
+
+    /// Waits until ssh writes to its log or has ended.
+    pub(super) async fn wrote(&mut self) -> io::Result<Did> {
+        self.changed(LOG).await
+    }
+
+    /// Waits until a file of the tunnel's directory appears or is written to, or ssh has ended.
+    async fn changed(&mut self, name: &str) -> io::Result<Did> {
         loop {
             let mut ready = tokio::select! {
-                ready = self.appearing.readable() => ready?,
+                ready = self.changes.readable() => ready?,
                 ended = self.pidfd.readable() => {
                     ended?.retain_ready();
-                    return Ok(Started::Ended);
+                    return Ok(Did::Ended);
                 }
             };
             let mut buffer = [MaybeUninit::uninit(); 1024];
-            let mut events = inotify::Reader::new(self.appearing.get_ref(), &mut buffer);
+            let mut events = inotify::Reader::new(self.changes.get_ref(), &mut buffer);
+            let mut seen = false;
             loop {
                 match events.next() {
-                    Ok(event)
-                        if event
-                            .file_name()
-                            .is_some_and(|name| name.to_bytes() == SOCKET.as_bytes()) =>
-                    {
-                        return Ok(Started::Ready);
-                    }
-                    Ok(_) => {}
+                    Ok(event) => seen |= event.file_name().is_some_and(|file| file.to_bytes() == name.as_bytes()),
                     Err(rustix::io::Errno::AGAIN) => break,
                     Err(error) => return Err(error.into()),
                 }
             }
             ready.clear_ready();
+            if seen {
+                return Ok(Did::It);
+            }
         }
     }
 
@@ -148,6 +153,12 @@ impl Drop for Master {
 )]
 fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
+}
+
+fn changes(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+    let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&inotify, dir, inotify::WatchFlags::CREATE | inotify::WatchFlags::MODIFY)?;
+    watched(inotify)
 }
 
 fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {

@@ -9,10 +9,12 @@
 
 pub mod config;
 pub mod fault;
+mod log;
 mod master;
 pub mod version;
 
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,9 +23,10 @@ use rssh_proto::claim::{self, ClaimReply, Claimed};
 use rssh_proto::{Failure, FailureKind, HostPort, TunnelId};
 use tokio::io::AsyncReadExt as _;
 
-use crate::rundir::RunDir;
+use crate::rundir::{RunDir, TunnelDir};
 use fault::Fault;
-use master::{Master, Started};
+use log::Log;
+use master::{Did, Master};
 
 /// How long the server may take for a claim, and for a forward.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -91,6 +94,15 @@ pub enum Ended {
     Failed(Fault),
 }
 
+/// What an ssh tells while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// It has claimed a port and forwards it.
+    Landed(Claimed),
+    /// A connection through the forward did not reach the target.
+    TargetRefused,
+}
+
 /// What is the same for every ssh.
 #[derive(Debug)]
 pub struct Ssh {
@@ -109,14 +121,9 @@ impl Ssh {
         }
     }
 
-    /// Lands a tunnel and carries it until `stop` resolves or ssh ends; says when it has landed. No process is left
-    /// when it returns, nor when it is dropped.
-    pub async fn carry(
-        &self,
-        landing: &Landing,
-        stop: impl Future<Output = ()>,
-        landed: impl FnOnce(Claimed),
-    ) -> Ended {
+    /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
+    /// returns, nor when it is dropped.
+    pub async fn carry(&self, landing: &Landing, stop: impl Future<Output = ()>, tell: impl FnMut(News)) -> Ended {
         let dir = match self.run.prepare(landing.tunnel) {
             Ok(dir) => dir,
             Err(error) => {
@@ -137,7 +144,7 @@ impl Ssh {
         let ended = tokio::select! {
             biased;
             () = stop => Ended::Stopped,
-            ended = conduct(&mut master, dir.socket(), landing, landed) => ended,
+            ended = conduct(&mut master, &dir, landing, tell) => ended,
         };
         let status = master.end().await;
         match ended {
@@ -149,18 +156,18 @@ impl Ssh {
 }
 
 /// The life of a master, from its start until it ends or fails.
-async fn conduct(master: &mut Master, socket: &Path, landing: &Landing, landed: impl FnOnce(Claimed)) -> Ended {
+async fn conduct(master: &mut Master, dir: &TunnelDir, landing: &Landing, mut tell: impl FnMut(News)) -> Ended {
     let lost = || Ended::Failed(Fault::passing("ssh ended"));
     match master.started().await {
-        Ok(Started::Ready) => {}
-        Ok(Started::Ended) => return lost(),
+        Ok(Did::It) => {}
+        Ok(Did::Ended) => return lost(),
         Err(error) => {
             return Ended::Failed(Fault::passing(format!(
                 "cannot watch for ssh's control socket: {error}; raise fs.inotify.max_user_instances"
             )));
         }
     }
-    let session = Session::resume_mux(socket.into(), None);
+    let session = Session::resume_mux(dir.socket().into(), None);
     let landing = async {
         let claimed = claim(&session, landing.tunnel).await?;
         forward(&session, &claimed, &landing.to).await?;
@@ -168,13 +175,27 @@ async fn conduct(master: &mut Master, socket: &Path, landing: &Landing, landed: 
     };
     tokio::select! {
         outcome = landing => match outcome {
-            Ok(claimed) => landed(claimed),
+            Ok(claimed) => tell(News::Landed(claimed)),
             Err(ended) => return ended,
         },
         () = master.ended() => return lost(),
     }
-    master.ended().await;
+    if let Err(error) = watch(master, &dir.log(), tell).await {
+        tracing::warn!(%error, tunnel = %dir.path().display(), "cannot read on in ssh's log");
+        master.ended().await;
+    }
     lost()
+}
+
+/// Tells what a master that has landed says, until it ends.
+async fn watch(master: &mut Master, log: &Path, mut tell: impl FnMut(News)) -> io::Result<()> {
+    let mut log = Log::open(log)?;
+    while let Did::It = master.wrote().await? {
+        if log.target_refused()? {
+            tell(News::TargetRefused);
+        }
+    }
+    Ok(())
 }
 
 /// Runs the claim; its answer is read as soon as its line is there, not when the command has ended.

@@ -352,6 +352,33 @@ fn a_target_that_is_not_ssh_is_dialled_first() {
 }
 
 #[test]
+fn a_dead_target_is_told_now_and_then_and_the_tunnel_stays() {
+    let mut rig = Rig::new();
+    let attempt = rig.up();
+    let commands = rig.tunnels.handle_refused(attempt, rig.now);
+    assert_eq!(failure(&commands), FailureKind::TargetRefused);
+    let [
+        Command::Report {
+            epoch: Epoch(1),
+            event: DeviceEventKind::Failed(failure),
+            ..
+        },
+    ] = &commands[..]
+    else {
+        panic!("{commands:?}")
+    };
+    assert_eq!(
+        failure.message(),
+        "nothing answers at localhost:22 on device-1; is sshd running there?"
+    );
+    rig.now += Duration::from_millis(1999);
+    assert_eq!(rig.tunnels.handle_refused(attempt, rig.now), []);
+    rig.now += Duration::from_millis(1);
+    assert_eq!(rig.tunnels.handle_refused(attempt, rig.now).len(), 1);
+    assert_eq!(rig.tunnels.held(), [(rig.id, Epoch(1))]);
+}
+
+#[test]
 fn one_tunnel_too_many_is_refused_and_the_others_stay() {
     let mut rig = Rig::new();
     for _ in 0..policy().max {

@@ -173,9 +173,14 @@ printf '{{"claimed":{{"server":"s1","bind":"127.0.0.1","port":{granted},"epoch":
 
 /// Accepts connections and answers each with `banner`.
 pub(crate) fn serve_banner(banner: &'static str) -> SocketAddr {
+    serve_banner_at(0, banner)
+}
+
+/// The same at a given port.
+pub(crate) fn serve_banner_at(port: u16, banner: &'static str) -> SocketAddr {
     use std::io::Write as _;
 
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("a port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
         for stream in listener.incoming() {

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::rig::{Sshd, banner, processes_with, serve_banner, wait_for};
+use crate::rig::{Sshd, banner, processes_with, serve_banner, serve_banner_at, wait_for};
 use rssh_agentd::rundir::RunDir;
-use rssh_agentd::ssh::{Ended, Endpoint, Landing, Ssh, config};
+use rssh_agentd::ssh::{Ended, Endpoint, Landing, News, Ssh, config};
 use rssh_proto::claim::Claimed;
 use rssh_proto::{FailureKind, TunnelId};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 struct Device {
     state: tempfile::TempDir,
@@ -46,8 +46,15 @@ fn landing(port: u16, to: u16) -> Landing {
 async fn ends(device: &Device, landing: &Landing) -> Ended {
     device
         .ssh
-        .carry(landing, std::future::pending(), |claimed| panic!("landed: {claimed:?}"))
+        .carry(landing, std::future::pending(), |news| panic!("{news:?}"))
         .await
+}
+
+async fn landed(news: &mut mpsc::UnboundedReceiver<News>) -> Claimed {
+    match news.recv().await {
+        Some(News::Landed(claimed)) => claimed,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -57,16 +64,16 @@ async fn a_tunnel_lands_carries_bytes_and_leaves_nothing_when_stopped() {
     let service = serve_banner("hello from the device\n");
     let landing = landing(sshd.port, service.port());
     let (stop, stopped) = oneshot::channel::<()>();
-    let (landed, has_landed) = oneshot::channel::<Claimed>();
+    let (tell, mut news) = mpsc::unbounded_channel();
     let carried = device.ssh.carry(
         &landing,
         async {
             let _ = stopped.await;
         },
-        |claimed| landed.send(claimed).unwrap(),
+        |told| tell.send(told).unwrap(),
     );
     let check = async {
-        let claimed = has_landed.await.expect("it lands");
+        let claimed = landed(&mut news).await;
         assert_eq!(claimed.port, sshd.granted);
         let port = claimed.port;
         let text = tokio::task::spawn_blocking(move || banner(port)).await.unwrap();
@@ -96,12 +103,12 @@ async fn a_loss_is_noticed_and_named() {
     let sshd = Sshd::start();
     let device = Device::new(&sshd);
     let landing = landing(sshd.port, 9);
-    let (landed, has_landed) = oneshot::channel();
-    let carried = device.ssh.carry(&landing, std::future::pending(), |claimed: Claimed| {
-        landed.send(claimed).unwrap()
-    });
+    let (tell, mut news) = mpsc::unbounded_channel();
+    let carried = device
+        .ssh
+        .carry(&landing, std::future::pending(), |told| tell.send(told).unwrap());
     let kill = async {
-        has_landed.await.expect("it lands");
+        landed(&mut news).await;
         let pid = device.ssh_processes()[0];
         crate::rig::run("kill", &["-9", &pid.to_string()]);
         Instant::now()
@@ -112,6 +119,30 @@ async fn a_loss_is_noticed_and_named() {
         panic!("{ended:?}")
     };
     assert_eq!(fault.reason, "ssh was ended by signal 9");
+}
+
+#[tokio::test]
+async fn a_target_that_is_dead_is_told_and_the_tunnel_carries_on_when_it_is_back() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    let target = crate::rig::free_port();
+    let landing = landing(sshd.port, target);
+    let (tell, mut news) = mpsc::unbounded_channel();
+    let carried = device
+        .ssh
+        .carry(&landing, std::future::pending(), |told| tell.send(told).unwrap());
+    let check = async {
+        let port = landed(&mut news).await.port;
+        let ask = move || tokio::task::spawn_blocking(move || banner(port));
+        assert_eq!(ask().await.unwrap().as_deref(), Some(""));
+        assert_eq!(news.recv().await, Some(News::TargetRefused));
+        serve_banner_at(target, "back\n");
+        assert_eq!(ask().await.unwrap().as_deref(), Some("back\n"));
+    };
+    tokio::select! {
+        ended = carried => panic!("{ended:?}"),
+        () = check => {}
+    }
 }
 
 #[tokio::test]
