@@ -103,6 +103,16 @@ impl Cache {
         }
     }
 
+    /// Forgets a name that was refused, unless another has taken its place meanwhile.
+    pub fn forget(&self, refused: &CachedName, device: &DeviceId, target: &Target) {
+        if self
+            .get(device, target, SystemTime::now())
+            .is_none_or(|name| name.host == refused.host)
+        {
+            self.remove(device, target);
+        }
+    }
+
     /// Forgets the name for a target.
     pub fn remove(&self, device: &DeviceId, target: &Target) {
         if let Some(path) = self.file(device, target) {

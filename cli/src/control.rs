@@ -16,6 +16,8 @@ use crate::request::{Answer, Ask, Command};
 
 /// For how long a tunnel that was given up is closed at most.
 const GIVING_UP: Span = Span::seconds(2);
+/// How long a server may think about what is wrong with a tunnel.
+const EXPLAINING: Span = Span::seconds(2);
 
 type Acknowledged = oneshot::Receiver<Result<Delivery, PublishError>>;
 
@@ -128,18 +130,33 @@ impl Control {
             .ok()
     }
 
-    /// Gives a tunnel up that nobody is going to use, as far as that can be done in short time.
-    pub async fn give_up(&mut self, tunnel: TunnelId) {
+    /// Gives up the tunnel that a request made or joined, as far as that can be done in short time.
+    pub async fn give_up(&mut self, request: TunnelId) {
         if !self.session.is_up() {
             return;
         }
         let op = Operation::Close(CloseRequest {
-            which: Which::Tunnel(tunnel),
+            which: Which::Tunnel(request),
             force: false,
         });
         let mut ask = self.ask(op, GIVING_UP);
         let outcome = self.carry(&mut ask, |_, _| {}).await;
-        tracing::debug!(%tunnel, ?outcome, "gave the tunnel up");
+        tracing::debug!(%request, ?outcome, "gave the tunnel up");
+    }
+
+    /// What a server has heard against a tunnel that it called open and that carries nothing, such as that the device
+    /// found nobody at the target.
+    pub async fn objection(&mut self, tunnel: TunnelId, deadline: Instant) -> Option<Failure> {
+        use FailureKind as Kind;
+        let by = deadline.min(Instant::now() + EXPLAINING.duration());
+        let mut ask = self.ask_by(Operation::Name { tunnel }, EXPLAINING, by);
+        let failure = self.carry(&mut ask, |_, _| {}).await.err()?;
+        // Others say that the question was not answered, or nothing that the asker did not know.
+        let telling = matches!(
+            failure.kind,
+            Kind::TargetRefused | Kind::TargetNotAllowed | Kind::Offline | Kind::NotAnswering | Kind::SshFailed
+        );
+        telling.then_some(failure)
     }
 
     /// Ends the session: says goodbye, but waits for no answer to that.

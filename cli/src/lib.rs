@@ -1,7 +1,8 @@
 //! `rssh`: shells and TCP services on devices behind NAT, on demand.
 //!
 //! [`request`] decides (without input or output) what a request says and when; [`control`] carries it over MQTT; [`lb`]
-//! speaks TLS to the load balancer and proves a tunnel; [`relay`] moves a session's bytes. Each subcommand is one
+//! speaks TLS to the load balancer and proves a tunnel; [`session`] finds a name that leads to a target and [`relay`]
+//! moves the bytes. Each subcommand is one
 //! module of [`cmd`].
 
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ pub mod profile;
 pub mod progress;
 pub mod relay;
 pub mod request;
+pub mod session;
 pub mod signals;
 pub mod stdio;
 

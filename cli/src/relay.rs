@@ -1,18 +1,20 @@
-//! A session's bytes, both ways between our stdin and stdout and a connection through the load balancer.
+//! A session's bytes, both ways between our end (stdin and stdout, or a local connection) and one through the load
+//! balancer.
 //!
 //! A refused name shows as a connection that ends before its first byte. Until then nothing may be lost that was read
-//! from stdin, so that the next name can be tried: what an ssh client says first is kept and said again; for other
+//! from our end, so that the next name can be tried: what an ssh client says first is kept and said again; for other
 //! targets, where a repetition could do harm, nothing is read before the connection has lasted.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use rssh_proto::Target;
-use tokio::io::{AsyncRead, AsyncReadExt as _, copy_bidirectional_with_sizes, join};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, copy_bidirectional_with_sizes, join};
+use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
 use crate::lb::{Balancer, LbError, Stream, is_ssh};
-use crate::stdio::{self, Output};
+use crate::stdio;
 
 /// One TLS record carries 16 KiB; several per system call pay.
 const BUFFER: usize = 64 * 1024;
@@ -26,15 +28,15 @@ pub enum RelayError {
     #[error(transparent)]
     NotStarted(#[from] LbError),
     #[error("stdin or stdout failed: {0}")]
-    Stdio(io::Error),
+    Local(io::Error),
     #[error("the connection was cut off: {0}")]
     Cut(io::Error),
 }
 
 /// Our end of the session.
 pub struct Local {
-    input: Box<dyn AsyncRead + Unpin>,
-    output: Output,
+    input: Box<dyn AsyncRead + Unpin + Send>,
+    output: Box<dyn AsyncWrite + Unpin + Send>,
     /// What the client said before the device's first word.
     said: Vec<u8>,
     /// The client has said all.
@@ -47,12 +49,24 @@ impl Local {
     /// # Errors
     /// When one of them cannot be used.
     pub fn stdio() -> Result<Self, RelayError> {
-        Ok(Self {
-            input: stdio::input().map_err(RelayError::Stdio)?,
-            output: stdio::output().map_err(RelayError::Stdio)?,
+        let input = stdio::input().map_err(RelayError::Local)?;
+        let output = stdio::output().map_err(RelayError::Local)?;
+        Ok(Self::of(input, Box::new(output)))
+    }
+
+    /// A connection that a local listener took.
+    pub fn socket(socket: TcpStream) -> Self {
+        let (input, output) = socket.into_split();
+        Self::of(Box::new(input), Box::new(output))
+    }
+
+    fn of(input: Box<dyn AsyncRead + Unpin + Send>, output: Box<dyn AsyncWrite + Unpin + Send>) -> Self {
+        Self {
+            input,
+            output,
             said: Vec::new(),
             ended: false,
-        })
+        }
     }
 
     /// Relays a session over a fresh connection until both sides have ended it. An ssh must begin in time.
@@ -106,7 +120,7 @@ impl Local {
                     Ok(_) => return Ok(first),
                     Err(error) => return Err(refused(error)),
                 },
-                read = self.input.read(&mut input), if listening => match read.map_err(RelayError::Stdio)? {
+                read = self.input.read(&mut input), if listening => match read.map_err(RelayError::Local)? {
                     // Passed on with the rest of the session, should there be one.
                     0 => self.ended = true,
                     count => {
@@ -123,7 +137,7 @@ impl Local {
         match stdio::write(&mut self.output, bytes).await {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            Err(error) => Err(RelayError::Stdio(error)),
+            Err(error) => Err(RelayError::Local(error)),
         }
     }
 }

@@ -92,15 +92,16 @@ impl Ask {
         }
     }
 
-    /// The tunnel that may have come of an open that was given up: a server may be making it still.
+    /// The id by which an open that was given up is closed: a server may be making its tunnel still.
     ///
-    /// An open that does not hold leaves a tunnel that it shares to those who do.
+    /// It is the request's own, also where the tunnel is another's: so a server knows whose hold ends, and a repeated
+    /// close ends it once. An open that does not hold leaves a tunnel that it shares to those who do.
     pub fn left_behind(&self) -> Option<TunnelId> {
         let Operation::Open(open) = &self.request.op else {
             return None;
         };
         let tunnel = self.tunnel.unwrap_or(self.request.id);
-        (self.sent && (open.hold || tunnel == self.request.id)).then_some(tunnel)
+        (self.sent && (open.hold || tunnel == self.request.id)).then_some(self.request.id)
     }
 
     /// When [`Self::handle_timeout`] is due; `None` once the request is over.

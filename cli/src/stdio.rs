@@ -40,7 +40,7 @@ fn kind(fd: impl AsFd) -> io::Result<Kind> {
 ///
 /// # Errors
 /// When it is closed or was opened for writing only.
-pub fn input() -> io::Result<Box<dyn AsyncRead + Unpin>> {
+pub fn input() -> io::Result<Box<dyn AsyncRead + Unpin + Send>> {
     Ok(match kind(io::stdin())? {
         Kind::Pipe(fd) => Box::new(pipe::Receiver::from_owned_fd(fd)?),
         Kind::Socket(socket) => Box::new(socket),
@@ -61,7 +61,7 @@ pub fn output() -> io::Result<Output> {
 }
 
 /// The program's output, until it is shut down.
-pub struct Output(Option<Box<dyn AsyncWrite + Unpin>>);
+pub struct Output(Option<Box<dyn AsyncWrite + Unpin + Send>>);
 
 impl AsyncWrite for Output {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

@@ -2,20 +2,21 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use rssh_proto::Target;
 use rssh_proto::payload::{OpenRequest, Operation, TunnelInfo};
-use rssh_proto::{Target, TunnelId};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::args::{Common, OpenArgs, seconds};
 use crate::cache::Cache;
-use crate::cmd::{NAME_PAUSES, TRY, identify, name_of, unproven};
+use crate::cmd::identify;
 use crate::control::Control;
 use crate::error::Error;
 use crate::lb::{Balancer, LbError, Proof};
 use crate::output::{self, TunnelObject};
 use crate::progress::Progress;
 use crate::request::{Answer, Ask};
+use crate::session::{NAME_PAUSES, Refusals, TRY, give_up, name_of, unproven};
 use crate::signals::Signals;
 
 type Dialled = JoinHandle<Result<TcpStream, LbError>>;
@@ -62,10 +63,8 @@ pub async fn run(common: &Common, args: &OpenArgs) -> Result<(), Error> {
         Err(error) => Err(error.clone()),
     };
     // A tunnel whose name nobody learns is of no use to anyone.
-    if told.is_err()
-        && let Some(tunnel) = ask.left_behind()
-    {
-        give_up(&mut control, &mut signals, tunnel).await;
+    if told.is_err() {
+        give_up(&mut control, &mut signals, &ask).await;
     }
     control.leave().await;
     told
@@ -84,13 +83,20 @@ async fn open(
         return Err(Error::internal("the answer to an open was none"));
     };
     progress.proving();
-    let proof = prove(balancer, dialled, &info, deadline).await?;
+    let proof = prove(control, balancer, dialled, &info, deadline).await?;
     Ok((info, proof))
 }
 
 /// Proves a tunnel through the load balancer, more than once while that may help.
-async fn prove(balancer: &Balancer, dialled: Dialled, info: &TunnelInfo, deadline: Instant) -> Result<Proof, Error> {
+async fn prove(
+    control: &mut Control,
+    balancer: &Balancer,
+    dialled: Dialled,
+    info: &TunnelInfo,
+    deadline: Instant,
+) -> Result<Proof, Error> {
     let (host, _) = name_of(info)?;
+    let mut refusals = Refusals::default();
     let mut dialled = Some(dialled);
     let mut pauses = NAME_PAUSES.iter();
     loop {
@@ -118,6 +124,11 @@ async fn prove(balancer: &Balancer, dialled: Dialled, info: &TunnelInfo, deadlin
         let pause = if was_early && matches!(error, LbError::Closed) {
             Some(&Duration::ZERO)
         } else {
+            if refusals.raise_a_question(&error)
+                && let Some(failure) = control.objection(info.tunnel, deadline).await
+            {
+                return Err(failure.into());
+            }
             pauses.next()
         };
         match pause {
@@ -138,14 +149,4 @@ fn print(info: &TunnelInfo, proof: &Proof, json: bool) -> Result<(), Error> {
     } else {
         output::data(&format!("{host} {port}\n"))
     }
-}
-
-/// Closes what an unfinished open may have left; a second signal ends the wait.
-pub(super) async fn give_up(control: &mut Control, signals: &mut Signals, tunnel: TunnelId) {
-    let _ = signals
-        .or(async {
-            control.give_up(tunnel).await;
-            Ok(())
-        })
-        .await;
 }

@@ -217,11 +217,12 @@ fn a_server_that_comes_back_within_two_seconds_serves() {
 }
 
 #[test]
-fn a_shared_tunnel_is_left_to_its_holders_by_one_who_does_not_hold() {
+fn a_hold_is_given_up_by_the_id_of_its_request_and_a_shared_tunnel_by_nobody_else() {
     let start = Instant::now();
     let shared = TunnelId::generate();
-    for (hold, expected) in [(true, Some(shared)), (false, None)] {
+    for hold in [true, false] {
         let mut ask = ask(open(hold), start);
+        let expected = hold.then_some(ask.request.id);
         ask.handle_up(start);
         let opened = reply(&ask, 1, Rank::Final, ReplyBody::Opened(info(shared)));
         assert!(matches!(ask.handle_reply(opened, start)[..], [Command::Finish(Ok(_))]));

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::balancer::{Act, BANNER};
 use crate::pki::Authority;
 use crate::rig::{Rig, SSH, failed, succeeded};
-use crate::server::{info, opens, reply};
+use crate::server::{info, opens, refuses_the_target, reply};
 
 const HOST: &str = "s1-20000-1999999000-0.proxy.test";
 
@@ -165,6 +165,16 @@ fn a_refused_name_ends_the_open_and_gives_the_tunnel_up() {
     assert_eq!(closes[0].which, Which::Tunnel(server.requests()[0].id));
     assert!(!closes[0].force);
     assert_eq!(rig.names_cached(), 0);
+}
+
+#[test]
+fn a_target_that_the_device_found_closed_is_named_by_the_server() {
+    let rig = Rig::with(refuses_the_target(), |_, _| Act::Refuse);
+    let output = rig.rssh("open device-1 --port 8080").output().unwrap();
+    failed(&output, 83, &["nothing answers at localhost:8080"]);
+    let (server, balancer) = rig.peers();
+    assert!(balancer.names().len() < 5, "it was not tried to the end");
+    assert_eq!(server.closes().len(), 1);
 }
 
 #[test]

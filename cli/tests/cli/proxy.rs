@@ -9,7 +9,7 @@ use rssh_proto::payload::{Operation, Rank, ReplyBody, Request};
 
 use crate::balancer::{Act, BANNER};
 use crate::rig::{Rig, SSH, failed, succeeded};
-use crate::server::{Answers, info, opens, reply};
+use crate::server::{Answers, info, opens, refuses_the_target, reply};
 
 const HOST: &str = "s1-20000-1999999000-0.proxy.test";
 
@@ -112,6 +112,16 @@ fn a_name_refused_for_good_is_named_and_forgotten() {
     let output = rig.rssh("proxy device-1").write_stdin("x").output().unwrap();
     failed(&output, 85, &["device-1", "closes connections"]);
     assert_eq!(rig.names_cached(), 0);
+}
+
+#[test]
+fn a_target_that_the_device_found_closed_is_named_by_the_server() {
+    let rig = Rig::with(refuses_the_target(), |_, _| Act::Refuse);
+    let output = rig.rssh("proxy device-1 8080").write_stdin("x").output().unwrap();
+    failed(&output, 83, &["nothing answers at localhost:8080"]);
+    assert_eq!(rig.names_cached(), 0);
+    let asked = rig.peers().0.requests();
+    assert_eq!(asked.len(), 2, "an open, and one question: {asked:?}");
 }
 
 #[test]

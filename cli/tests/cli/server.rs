@@ -8,7 +8,7 @@ use rssh_mqtt::{Event, IdentityFiles, Publish, Session, Settings};
 use rssh_proto::id::Epoch;
 use rssh_proto::payload::{self, OpenRequest, Operation, Rank, Reply, ReplyBody, Request, TunnelInfo, TunnelState, V1};
 use rssh_proto::topic::{Topic, filter};
-use rssh_proto::{HostPort, TunnelId};
+use rssh_proto::{Failure, FailureKind, HostPort, TunnelId};
 use tokio::sync::oneshot;
 
 use crate::pki::identity;
@@ -139,6 +139,21 @@ pub(crate) fn opens(host: &'static str) -> Answers {
             ]
         }
         _ => vec![reply(request, 0, Rank::Final, ReplyBody::Closed { items: vec![] })],
+    })
+}
+
+/// Opens at once, and has heard from the device, when it is asked again, that nothing answers at the target.
+pub(crate) fn refuses_the_target() -> Answers {
+    let open = opens("s1-20000-1999999000-0.proxy.test");
+    Box::new(move |request, nth| match &request.op {
+        Operation::Name { .. } => {
+            let failure = Failure::new(
+                FailureKind::TargetRefused,
+                "nothing answers at localhost:8080 of device-1",
+            );
+            vec![reply(request, 1, Rank::Final, ReplyBody::Failed(failure))]
+        }
+        _ => open(request, nth),
     })
 }
 

@@ -1,0 +1,318 @@
+//! One session with a target: by a cached name while it lasts, else by the fresh name of a tunnel, opened when needed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use rssh_proto::duration::Span;
+use rssh_proto::payload::{OpenRequest, Operation, TunnelInfo};
+use rssh_proto::{DeviceId, FailureKind, Target};
+use tokio::sync::Mutex;
+
+use crate::args::seconds;
+use crate::cache::Cache;
+use crate::control::Control;
+use crate::error::Error;
+use crate::lb::{Balancer, LbError};
+use crate::profile::Profile;
+use crate::progress::Progress;
+use crate::relay::{Local, RelayError};
+use crate::request::{Answer, Ask};
+use crate::signals::Signals;
+
+/// The pauses between the tries of a name: routers learn of a new server within moments.
+pub(crate) const NAME_PAUSES: [Duration; 6] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1600),
+];
+/// One try of a name lasts at most this long: a connection that hangs is lost, another one may not be.
+pub(crate) const TRY: Duration = Duration::from_secs(5);
+/// Nobody closes a tunnel that a session opened by itself: it ends once unused for this long.
+const IDLE: Span = Span::seconds(15 * 60);
+
+/// What a session leads to, and how long it may take to begin.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub device: DeviceId,
+    pub target: Target,
+    pub timeout: Span,
+    /// Shows no progress.
+    pub silent: bool,
+}
+
+/// A user's sessions.
+pub struct Client {
+    profile: Profile,
+    tls: Arc<rustls::ClientConfig>,
+    balancer: Balancer,
+    cache: Cache,
+    /// Sessions that begin at once need one tunnel: the first asks, the others find its name.
+    asking: Mutex<()>,
+}
+
+impl Client {
+    /// The sessions of a profile.
+    pub fn of(profile: Profile, tls: Arc<rustls::ClientConfig>) -> Self {
+        Self {
+            balancer: Balancer::new(profile.lb.clone(), tls.clone()),
+            cache: Cache::of(&profile),
+            asking: Mutex::new(()),
+            profile,
+            tls,
+        }
+    }
+
+    /// Runs a session to its end.
+    ///
+    /// # Errors
+    /// The named failure; no session has begun then, or it was cut off.
+    pub async fn run(&self, wanted: &Wanted, local: &mut Local, signals: &mut Signals) -> Result<(), Error> {
+        let deadline = Instant::now() + wanted.timeout.duration();
+        let mut session = Session {
+            client: self,
+            wanted,
+            deadline,
+            local,
+        };
+        if let Some(name) = self.cache.get(&wanted.device, &wanted.target, SystemTime::now()) {
+            let begins_by = Instant::now() + TRY;
+            match hushed(signals.or(session.by_cached(&name.host, begins_by)).await)? {
+                None => return Ok(()),
+                Some(error) if error.may_pass() => {
+                    tracing::debug!(%error, "cached name refused");
+                    self.cache.forget(&name, &wanted.device, &wanted.target);
+                }
+                Some(error) => return Err(error.into()),
+            }
+        }
+        let info = self.fresh(wanted, deadline, signals).await?;
+        let outcome = hushed(signals.or(session.by_fresh(&info)).await);
+        if let Err(Error::Failure(_)) = outcome {
+            self.cache.remove(&wanted.device, &wanted.target);
+        }
+        outcome
+    }
+
+    /// Sees to it that there is a tunnel and the cache has a name of it.
+    ///
+    /// # Errors
+    /// The named failure.
+    pub async fn reach(&self, wanted: &Wanted, signals: &mut Signals) -> Result<(), Error> {
+        let deadline = Instant::now() + wanted.timeout.duration();
+        self.ask(wanted, deadline, signals).await.map(drop)
+    }
+
+    /// The name that another session has just been given, or a fresh one.
+    async fn fresh(&self, wanted: &Wanted, deadline: Instant, signals: &mut Signals) -> Result<Found, Error> {
+        let asking = self.asking.lock();
+        let _one = signals.or(async { Ok(asking.await) }).await?;
+        if let Some(name) = self.cache.get(&wanted.device, &wanted.target, SystemTime::now()) {
+            return Ok(Found {
+                host: name.host,
+                tunnel: name.tunnel,
+            });
+        }
+        self.ask(wanted, deadline, signals).await
+    }
+
+    /// Asks for a tunnel, or for the name of the live one.
+    async fn ask(&self, wanted: &Wanted, deadline: Instant, signals: &mut Signals) -> Result<Found, Error> {
+        let mut control = Control::start(&self.profile, self.tls.clone());
+        let op = Operation::Open(OpenRequest {
+            device: wanted.device.clone(),
+            target: wanted.target.clone(),
+            remote_port: None,
+            ttl_s: None,
+            idle_s: Some(seconds(IDLE)),
+            new: false,
+            hold: false,
+        });
+        let mut ask = control.ask_by(op, wanted.timeout, deadline);
+        let progress = Progress::of(&wanted.device, wanted.silent);
+        let asked = async {
+            let answer = control
+                .carry(&mut ask, |rank, server| progress.stage(rank, server))
+                .await?;
+            let Answer::Opened(info) = answer else {
+                return Err(Error::internal("the answer to an open was none"));
+            };
+            let host = name_of(&info)?.0.to_owned();
+            self.cache.put(&info, SystemTime::now());
+            Ok(Found {
+                host,
+                tunnel: info.tunnel,
+            })
+        };
+        let found = signals.or(asked).await;
+        progress.end(false);
+        if found.is_err() {
+            give_up(&mut control, signals, &ask).await;
+        }
+        control.leave().await;
+        found
+    }
+}
+
+/// A name, and the tunnel that it leads to.
+struct Found {
+    host: String,
+    tunnel: rssh_proto::TunnelId,
+}
+
+struct Session<'a> {
+    client: &'a Client,
+    wanted: &'a Wanted,
+    deadline: Instant,
+    local: &'a mut Local,
+}
+
+impl Session<'_> {
+    /// Runs the session over a cached name, tried once; the reason when none began in time.
+    async fn by_cached(&mut self, host: &str, begins_by: Instant) -> Result<Option<LbError>, Error> {
+        match self.once(host, begins_by).await {
+            Ok(()) => Ok(None),
+            Err(RelayError::NotStarted(error)) => Ok(Some(error)),
+            Err(error) => Err(self.failure(error)),
+        }
+    }
+
+    /// Runs the session over a fresh name, tried anew after each pause while that may help.
+    async fn by_fresh(&mut self, found: &Found) -> Result<(), Error> {
+        let mut pauses = NAME_PAUSES.iter();
+        let mut refusals = Refusals::default();
+        loop {
+            let error = match self.once(&found.host, self.deadline).await {
+                Ok(()) => return Ok(()),
+                Err(RelayError::NotStarted(error)) => error,
+                Err(error) => return Err(self.failure(error)),
+            };
+            if refusals.raise_a_question(&error)
+                && let Some(failure) = self.objection(found).await
+            {
+                return Err(failure);
+            }
+            match pauses.next() {
+                Some(&pause) if error.may_pass() && Instant::now() + pause < self.deadline => {
+                    tokio::time::sleep(pause).await;
+                }
+                _ => {
+                    let Wanted { device, target, .. } = self.wanted;
+                    return Err(unproven(device, target, &error, &self.client.balancer, self.deadline));
+                }
+            }
+        }
+    }
+
+    async fn once(&mut self, host: &str, begins_by: Instant) -> Result<(), RelayError> {
+        let balancer = &self.client.balancer;
+        let connect = async {
+            let socket = balancer.dial().await?;
+            balancer.greet(socket, host).await
+        };
+        let (stream, round_trip) = tokio::time::timeout_at(begins_by.into(), connect)
+            .await
+            .unwrap_or(Err(LbError::Silent))?;
+        self.local
+            .relay(stream, balancer, &self.wanted.target, round_trip, begins_by)
+            .await
+    }
+
+    async fn objection(&self, found: &Found) -> Option<Error> {
+        let mut control = Control::start(&self.client.profile, self.client.tls.clone());
+        let failure = control.objection(found.tunnel, self.deadline).await;
+        control.leave().await;
+        failure.map(Error::from)
+    }
+
+    fn failure(&self, error: RelayError) -> Error {
+        let device = &self.wanted.device;
+        match error {
+            RelayError::NotStarted(error) => error.into(),
+            RelayError::Local(error) => Error::internal(format!("{device}: stdin or stdout failed: {error}")),
+            RelayError::Cut(error) => Error::new(
+                FailureKind::NobodyServing,
+                format!("the connection to {device} was cut off: {error}"),
+            ),
+        }
+    }
+}
+
+/// Counts the connections of a fresh name that were closed.
+///
+/// The first ones may come before the routers know the server; a server is asked once, when that is no longer likely
+/// and a device has had the time to report what it found.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(u32);
+
+impl Refusals {
+    /// Whether it is time to ask.
+    pub(crate) fn raise_a_question(&mut self, error: &LbError) -> bool {
+        let closed = matches!(error, LbError::Closed);
+        self.0 += u32::from(closed);
+        closed && self.0 == 3
+    }
+}
+
+/// A signal ends a session without a word: ssh sends its ProxyCommand one whenever it is done.
+fn hushed<T>(outcome: Result<T, Error>) -> Result<T, Error> {
+    outcome.map_err(|error| match error {
+        Error::Signal(_) => Error::Silent(error.exit_code()),
+        other => other,
+    })
+}
+
+/// The name and port of an opened tunnel.
+pub(crate) fn name_of(info: &TunnelInfo) -> Result<(&str, u16), Error> {
+    match (&info.host, info.port) {
+        (Some(host), Some(port)) => Ok((host, port)),
+        _ => Err(Error::internal(format!(
+            "the server opened tunnel {} but sent no name for it",
+            info.tunnel
+        ))),
+    }
+}
+
+/// The failure of a tunnel that is up by the server's word and does not work.
+pub(crate) fn unproven(
+    device: &DeviceId,
+    target: &Target,
+    error: &LbError,
+    balancer: &Balancer,
+    deadline: Instant,
+) -> Error {
+    let lb = balancer.address();
+    match error {
+        _ if Instant::now() >= deadline => Error::new(
+            FailureKind::Deadline,
+            format!("{device} connected, but {target} did not answer through {lb} in time; raise --timeout"),
+        ),
+        LbError::Closed => Error::new(
+            FailureKind::NameRefused,
+            format!(
+                "the tunnel to {device} is up, but {lb} closes connections to {target}: the name is refused there, or \
+                 nothing answers on the device; check that the service runs"
+            ),
+        ),
+        LbError::Silent => Error::new(
+            FailureKind::SshFailed,
+            format!("the tunnel to {device} is up, but {target} says nothing; check that an ssh server answers there"),
+        ),
+        other => Error::new(other.kind(), format!("{device}: {other}")),
+    }
+}
+
+/// Closes what an unfinished open may have left; a second signal ends the wait.
+pub(crate) async fn give_up(control: &mut Control, signals: &mut Signals, ask: &Ask) {
+    let Some(request) = ask.left_behind() else {
+        return;
+    };
+    let _ = signals
+        .or(async {
+            control.give_up(request).await;
+            Ok(())
+        })
+        .await;
+}
