@@ -41,7 +41,8 @@ struct Daemon {
     /// What HAProxy does, as far as is known: nothing after an error or a restart of it.
     actual: Option<Actual>,
     worker: Option<u32>,
-    /// When HAProxy is next read as a whole, and small changes of weights are made.
+    /// When HAProxy is next read as a whole, and small changes of weights are made. Other changes in between do not
+    /// put it off.
     reconcile_at: Instant,
     /// Whether enough of the registry is known to take routes away: PostgreSQL has answered, or the last good state was
     /// there.
@@ -351,8 +352,7 @@ impl Daemon {
             .map(|(server, holder)| format!("{server} is not routed: its address is {holder}'s"))
             .collect();
         self.fault("addresses", (!conflicts.is_empty()).then(|| conflicts.join("; ")));
-        let due = Instant::now() >= self.reconcile_at;
-        if !due && let Some(actual) = &self.actual {
+        if let Some(actual) = &self.actual {
             let commands = plan(&desired, actual);
             if commands.iter().all(|command| command.can_wait(actual)) {
                 return self.publish(&desired);
@@ -364,10 +364,9 @@ impl Daemon {
         if self.actual.is_none() {
             self.worker = Some(self.runtime.worker().await?);
             self.actual = Some(self.runtime.actual().await?);
+            self.reconcile_at = Instant::now() + self.config.registry.reconcile.duration();
         }
-        let changed = self.tell(&desired).await?;
-        self.reconcile_at = Instant::now() + self.config.registry.reconcile.duration();
-        if changed {
+        if self.tell(&desired).await? {
             self.map_generation += 1;
         }
         self.publish(&desired)
@@ -382,7 +381,11 @@ impl Daemon {
         for command in plan(desired, actual) {
             match self.runtime.execute(&command).await? {
                 Outcome::Done => {
-                    tracing::info!("haproxy: {command:?}");
+                    if command.can_wait(actual) {
+                        tracing::debug!("haproxy: {command:?}");
+                    } else {
+                        tracing::info!("haproxy: {command:?}");
+                    }
                     actual.apply(&command);
                     changed = true;
                 }
