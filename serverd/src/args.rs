@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use rssh_proto::duration::Span;
 use rssh_proto::{DeviceId, RouterId, ServerId, Target, UserId};
 
 /// The rssh server daemon and the administration of an installation.
@@ -18,6 +19,22 @@ pub struct Arguments {
 pub enum Command {
     /// Serve: lease ports, authorize devices' logins, watch their sessions
     Run(WithConfig),
+    /// Take no new landings, and end the running daemon when its last tunnel has ended
+    Drain {
+        #[command(flatten)]
+        at: WithConfig,
+        /// End all the same after this time; the devices of what is left then land elsewhere
+        #[arg(long, value_name = "TIME", default_value = "1h")]
+        within: Span,
+    },
+    /// Say how many tunnels this server can hold, how many it holds, and what binds the number
+    Capacity {
+        #[command(flatten)]
+        at: WithConfig,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Check the configuration and exit
     CheckConfig(WithConfig),
     /// Bring the database's schema up to date

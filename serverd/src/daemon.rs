@@ -20,7 +20,7 @@ use crate::registry::{self, Signer};
 use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
-use crate::{devices, failover, http, landing, peers, requests, sessions, sshd};
+use crate::{capacity, control, devices, failover, http, landing, peers, requests, sessions, sshd};
 
 /// How many messages are worked on at once; more wait at the broker.
 const AT_ONCE: usize = 256;
@@ -43,6 +43,10 @@ pub async fn run(config: Config) -> Result<()> {
         .flatten()
         .with_context(|| format!("the account {} does not exist; the package makes it", config.sshd.user))?;
     sshd::render(&config)?;
+    if let Some(conflict) = capacity::port_conflict(config.sshd.ports) {
+        bail!(conflict);
+    }
+    capacity::raise_descriptors();
 
     let store = Store::new(&config.database)?;
     let generation = take_id(&store, &id, config.redis.ttl.duration()).await?;
@@ -78,6 +82,7 @@ pub async fn run(config: Config) -> Result<()> {
     let health = http::listen(&server)
         .await
         .with_context(|| format!("cannot listen on {}", server.config.http.listen))?;
+    let orders = control::listen(&server).context("cannot open the control socket")?;
     server.open_for_landings.store(true, Ordering::Relaxed);
 
     let tasks = [
@@ -90,12 +95,18 @@ pub async fn run(config: Config) -> Result<()> {
         watching,
     ];
     let mut serving = tokio::spawn(http::serve(server.clone(), health));
+    let mut controlled = tokio::spawn(control::serve(server.clone(), orders));
     let mut registered = tokio::spawn(registry::run(server.clone(), signer));
     tracing::info!(server = %server.id, generation = %server.generation, "serving");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let outcome = tokio::select! {
         () = ended_by_signal() => Ok(()),
+        drained = &mut controlled => {
+            // What is left when its time is over lands elsewhere.
+            sessions::end_all(&server);
+            Ok(drained?)
+        }
         fenced = &mut registered => match fenced? {
             Err(fenced) => {
                 sessions::end_all(&server);
@@ -108,6 +119,7 @@ pub async fn run(config: Config) -> Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     server.open_for_landings.store(false, Ordering::Relaxed);
     registered.abort();
+    controlled.abort();
     registry::leave(&server).await;
     server.session.goodbye();
     for task in tasks {
@@ -199,7 +211,7 @@ async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
         match event {
             Event::Up => {
                 tracing::info!("connected to the broker");
-                registry::announce(&server, ServerState::Serving);
+                registry::announce(&server, registry::state(&server));
             }
             Event::Down(down) => tracing::warn!(%down, "not connected to the broker"),
             Event::Message(message) => {

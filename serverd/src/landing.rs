@@ -127,6 +127,15 @@ async fn authorize(server: &Arc<Server>, helper: i32, line: &str) -> Option<Stri
     if !server.open_for_landings.load(Ordering::Relaxed) {
         return None;
     }
+    let counts = server.leases().counts();
+    let full = usize::try_from(server.capacity.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+    if counts.held + counts.landing >= full {
+        tracing::warn!(
+            full,
+            "login refused: the server is full; rssh-serverd capacity says what binds"
+        );
+        return None;
+    }
     let key: PublicKey = line.parse().ok()?;
     let login = process::stat(process::stat(helper)?.parent)?.process;
     let (device, candidates) = match server.store.landing(&server.id, &key).await {

@@ -19,6 +19,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, TunnelId};
+use serde::{Deserialize, Serialize};
 
 use crate::config::PortRange;
 use crate::ports::Ports;
@@ -527,10 +528,14 @@ impl Leases {
 const TRIES: usize = 16;
 
 /// How many of what there is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
+    /// Tunnels.
     pub held: usize,
+    /// Logins that have not claimed yet.
     pub landing: usize,
+    /// Ports that can be leased now.
     pub free: usize,
+    /// Ports that become free when the last name signed for them has expired.
     pub resting: usize,
 }

@@ -3,9 +3,11 @@
 
 pub mod args;
 pub mod broker;
+pub mod capacity;
 pub mod clock;
 pub mod cmd;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod devices;
 pub mod failover;

@@ -10,6 +10,7 @@ use rssh_proto::registration::{REDIS_CHANNEL, Registration, SignedRegistration, 
 use rssh_proto::topic::Topic;
 use rustls_pki_types::PrivateKeyDer;
 
+use crate::capacity;
 use crate::server::Server;
 
 /// How long Redis may take to answer.
@@ -62,7 +63,7 @@ impl Signer {
 }
 
 /// The state that this server announces.
-fn state(server: &Server) -> ServerState {
+pub fn state(server: &Server) -> ServerState {
     if server.open_for_landings.load(Ordering::Relaxed) {
         ServerState::Serving
     } else {
@@ -106,6 +107,8 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
         ticks.tick().await;
         let state = state(&server);
         let counts = server.leases().counts();
+        let capacity = capacity::capacity(&capacity::look(&server.config.sshd, counts));
+        server.capacity.store(capacity.tunnels, Ordering::Relaxed);
         let registration = Registration {
             v: V1,
             server: server.id.clone(),
@@ -113,7 +116,7 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
             ssh: server.config.sshd.listen.clone(),
             health: server.config.http.listen,
             state,
-            capacity: u32::try_from(counts.held + counts.landing + counts.free).unwrap_or(u32::MAX),
+            capacity: capacity.tunnels,
             tunnels: u32::try_from(counts.held).unwrap_or(u32::MAX),
             load: crate::load::average(),
             generation: server.generation,

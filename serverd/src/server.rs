@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rssh_mqtt::{Delivery, Publish, PublishError, Session};
@@ -34,6 +34,8 @@ pub struct Server {
     pub boot_id: String,
     /// Set once the sessions from before have been adopted, and unset when this server is to take no new ones.
     pub open_for_landings: AtomicBool,
+    /// How many tunnels this machine can hold, as of the last heartbeat.
+    pub capacity: AtomicU32,
     /// Messages dropped because they were no valid payload of their topic.
     pub dropped: AtomicU64,
     /// Wakes the timer after a change to the leases.
@@ -79,6 +81,7 @@ impl Server {
             session_uid,
             boot_id,
             open_for_landings: AtomicBool::new(false),
+            capacity: AtomicU32::new(u32::MAX),
             dropped: AtomicU64::new(0),
             changed: Notify::new(),
             leases: Mutex::new(leases),

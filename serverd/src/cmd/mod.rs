@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::args::{Command, Device, Grant, Router, Server, Sshd, User};
 use crate::broker::{Administrator, Client};
+use crate::capacity::Bound;
 use crate::config::{Config, ConfigError};
+use crate::control::{self, Answer, Order};
 use crate::pki::Pki;
 use crate::store::Store;
 
@@ -18,6 +20,16 @@ use crate::store::Store;
 pub async fn run(command: Command) -> Result<()> {
     match command {
         Command::Run(at) => crate::daemon::run(Config::load(&at.config)?).await,
+        Command::Drain { at, within } => {
+            let within_s = within.duration().as_secs();
+            let answer = tell(&Config::load(&at.config)?, Order::Drain { within_s }).await?;
+            println!("draining; {} tunnels are held", answer.counts.held);
+            Ok(())
+        }
+        Command::Capacity { at, json } => {
+            let answer = tell(&Config::load(&at.config)?, Order::Capacity).await?;
+            print_capacity(&answer, json)
+        }
         Command::CheckConfig(at) => Config::load(&at.config).map(|_| ()).map_err(Into::into),
         Command::Migrate(at) => Ok(Store::new(&Config::load(&at.config)?.database)?.migrate().await?),
         Command::Ca(command) => install::ca(command),
@@ -48,6 +60,36 @@ pub async fn run(command: Command) -> Result<()> {
             Ok(store.add_grant(&user, device.as_ref(), &target).await?)
         }
     }
+}
+
+async fn tell(config: &Config, order: Order) -> Result<Answer> {
+    let socket = config.socket(control::SOCKET);
+    control::tell(&socket, order).await.with_context(|| {
+        format!(
+            "cannot speak to the daemon on {}; is rssh-serverd running, and are you root?",
+            socket.display()
+        )
+    })
+}
+
+fn print_capacity(answer: &Answer, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(answer)?);
+        return Ok(());
+    }
+    let (counts, capacity) = (&answer.counts, &answer.capacity);
+    let bound = match capacity.bound {
+        Bound::Ports => "ports to lease; widen sshd.ports, or wait for those at rest",
+        Bound::Memory => "memory",
+        Bound::Processes => "processes; raise kernel.pid_max and kernel.threads-max",
+        Bound::Descriptors => "open files of serverd; raise LimitNOFILE in its unit",
+        Bound::Connections => "connections from a load balancer; add ports to sshd.listen",
+    };
+    println!("tunnels   {} of {}", counts.held, capacity.tunnels);
+    println!("bound by  {bound}");
+    println!("landing   {}", counts.landing);
+    println!("ports     {} free, {} resting", counts.free, counts.resting);
+    Ok(())
 }
 
 /// The exit code for an error (sysexits.h): 78 for a wrong configuration, else 1.
