@@ -1,140 +1,33 @@
 //! The agent's loop: messages, ssh and time go into [`Tunnels`], and what it commands is done.
 
-use std::collections::{HashMap, VecDeque};
-use std::future::Future;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+mod prepare;
+mod voice;
 
-use anyhow::Context as _;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use rssh_mqtt::session::{Down, jittered};
-use rssh_mqtt::{Event, Identity, Message, Publish, Session, Settings, Will};
-use rssh_proto::payload::{self, DeviceEvent, DeviceStatus, Presence, V1};
+use rssh_mqtt::{Event, Message, Session};
+use rssh_proto::payload::{self, DeviceStatus};
 use rssh_proto::topic::Topic;
-use rssh_proto::{DeviceId, Epoch, Generation, InstanceId, TunnelId};
 use sd_notify::NotifyState;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::Config;
-use crate::generation::Generations;
-use crate::rundir::RunDir;
-use crate::ssh::{Ended, Endpoint, Landing, News, Ssh, config as ssh_config};
+use crate::ssh::{Ended, Endpoint, Landing, News, Ssh};
 use crate::tunnel::{Attempt, Command, DIAL_TIMEOUT, Policy, Tunnels};
 
-/// How many acknowledged publishes may be under way; each costs memory for as long as the agent runs.
-const INFLIGHT: u16 = 16;
-/// How many messages may wait for the loop, and how many for the network.
-const QUEUE: usize = 16;
-/// Spread of the pause before the broker is tried again, at first and at most.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// How long the broker keeps an event for a server that is not there.
-const EVENT_EXPIRY: Duration = Duration::from_secs(60);
-/// How many events wait for the broker to come back.
-const BACKLOG: usize = 64;
+pub use prepare::Prepared;
+use voice::Voice;
+
 /// How much may happen to tunnels between two turns of the loop: three things to each of the most that there may be.
 const HAPPENINGS: usize = 4 * DeviceStatus::MAX_TUNNELS;
 /// How long the end of every ssh, and each farewell, may take.
 const GRACE: Duration = Duration::from_secs(3);
-
-/// An agent whose configuration was found good: all that can be wrong with it is known by now.
-pub struct Prepared {
-    config: Config,
-    ssh: Ssh,
-    settings: Settings,
-    generation: Arc<AtomicU64>,
-    instance: InstanceId,
-}
-
-impl Prepared {
-    /// Checks what the configuration names, and ends what an earlier agent left.
-    ///
-    /// # Errors
-    /// When a part of it cannot be used.
-    pub fn new(config: Config) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        Self::with_program(config, &program)
-    }
-
-    /// The same, where another file is the program that dials.
-    ///
-    /// # Errors
-    /// When a part of it cannot be used.
-    pub fn with_program(config: Config, program: &Path) -> anyhow::Result<Self> {
-        config.check_ssh()?;
-        let tls = Identity::load(&config.identity())?.client_config()?;
-        let ssh = prepare_ssh(&config, program)?;
-        let generation = Arc::new(AtomicU64::new(0));
-        let instance = InstanceId::generate();
-        let settings = Settings {
-            brokers: config.mqtt.brokers.clone(),
-            tls: Arc::new(tls),
-            cn: config.device.to_string(),
-            keep_alive: config.mqtt.keep_alive.duration(),
-            inflight: INFLIGHT,
-            queue: QUEUE,
-            subscriptions: vec![
-                Topic::DeviceOpen(config.device.clone()).to_string(),
-                Topic::DeviceClose(config.device.clone()).to_string(),
-            ],
-            will: Some(will_of(&config, &generation, &instance)),
-            reconnect: RECONNECT,
-        };
-        Ok(Self {
-            config,
-            ssh,
-            settings,
-            generation,
-            instance,
-        })
-    }
-}
-
-fn prepare_ssh(config: &Config, program: &Path) -> anyhow::Result<Ssh> {
-    let run = RunDir::open(&config.state_dir, &config.device)?;
-    let left = run.sweep().context("cannot clear the run directory")?;
-    if left > 0 {
-        tracing::info!(left, "ended the ssh of an earlier agent");
-    }
-    let aes = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| ssh_config::has_aes(&text));
-    let file = run.ssh_config();
-    std::fs::write(&file, ssh_config::render(&config.ssh, program, aes))
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(Ssh::new(&config.ssh.program, run))
-}
-
-/// Makes the will of each connect, which carries the generation that the connect draws.
-fn will_of(config: &Config, generation: &Arc<AtomicU64>, instance: &InstanceId) -> rssh_mqtt::WillOf {
-    let generations = Mutex::new(Generations::load(&config.state_dir));
-    let (device, generation, instance) = (config.device.clone(), generation.clone(), instance.clone());
-    Box::new(move || {
-        let clock = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-        let drawn = generations.lock().unwrap_or_else(PoisonError::into_inner).draw(clock);
-        generation.store(drawn.0, Ordering::Relaxed);
-        Will {
-            topic: Topic::DeviceStatus(device.clone()).to_string(),
-            payload: payload::encode(&status(Presence::Offline, drawn, &instance, vec![])),
-        }
-    })
-}
-
-fn status(
-    presence: Presence,
-    generation: Generation,
-    instance: &InstanceId,
-    tunnels: Vec<(TunnelId, Epoch)>,
-) -> DeviceStatus {
-    DeviceStatus {
-        v: V1,
-        presence,
-        generation,
-        instance: instance.clone(),
-        tunnels,
-    }
-}
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -166,10 +59,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = ()>) {
     let driver = tokio::spawn(driver);
     let (happenings, mut happened) = mpsc::channel(HAPPENINGS);
     let mut agent = Agent {
-        device: config.device.clone(),
-        instance,
-        generation,
-        session,
+        voice: Voice::new(config.device.clone(), instance, generation, session),
         ssh: Arc::new(ssh),
         happenings,
         stops: HashMap::new(),
@@ -179,7 +69,6 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = ()>) {
             targets: config.targets,
             jitter: jittered,
         }),
-        backlog: VecDeque::new(),
         ready: false,
         dropped: 0,
     };
@@ -212,9 +101,9 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = ()>) {
     if tokio::time::timeout(GRACE, ending).await.is_err() {
         tracing::warn!("an ssh did not end in time");
     }
-    agent.farewell().await;
+    agent.voice.farewell(GRACE).await;
     // Without a connection the driver would try on.
-    if agent.session.is_up() && tokio::time::timeout(GRACE, driver).await.is_err() {
+    if agent.voice.is_up() && tokio::time::timeout(GRACE, driver).await.is_err() {
         tracing::debug!("left the broker without its goodbye");
     }
 }
@@ -234,18 +123,12 @@ enum Happening {
 }
 
 struct Agent {
-    device: DeviceId,
-    instance: InstanceId,
-    /// Of the connect that is up or was tried last.
-    generation: Arc<AtomicU64>,
-    session: Session,
+    voice: Voice,
     ssh: Arc<Ssh>,
     happenings: mpsc::Sender<Happening>,
     /// Ends the ssh of an attempt when dropped.
     stops: HashMap<Attempt, oneshot::Sender<()>>,
     tunnels: Tunnels,
-    /// Events that could not be sent yet.
-    backlog: VecDeque<DeviceEvent>,
     ready: bool,
     /// Messages that were not valid orders.
     dropped: u64,
@@ -261,16 +144,8 @@ impl Agent {
         }
     }
 
-    /// Says who is here and what it holds; servers answer with what to open and to close.
     fn handle_up(&mut self) {
-        let generation = Generation(self.generation.load(Ordering::Relaxed));
-        let online = status(Presence::Online, generation, &self.instance, self.tunnels.held());
-        let publish = Publish::new(Topic::DeviceStatus(self.device.clone()), payload::encode(&online)).retained();
-        if let Err(error) = self.session.send(publish) {
-            tracing::warn!(%error, "cannot say that this device is online");
-        }
-        self.flush();
-        tracing::info!(device = %self.device, %generation, "connected to the broker");
+        self.voice.online(self.tunnels.held());
         if !self.ready {
             self.ready = true;
             if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
@@ -334,13 +209,7 @@ impl Agent {
             match command {
                 Command::Report { tunnel, epoch, event } => {
                     tracing::info!(%tunnel, ?event, "report");
-                    self.report(DeviceEvent {
-                        v: V1,
-                        tunnel,
-                        instance: self.instance.clone(),
-                        epoch,
-                        event,
-                    });
+                    self.voice.report(tunnel, epoch, event);
                 }
                 Command::Dial { attempt, to } => {
                     let happenings = self.happenings.clone();
@@ -372,36 +241,6 @@ impl Agent {
             let ended = ssh.carry(&landing, stopped, tell).await;
             let _ = happenings.send(Happening::Ended(attempt, ended)).await;
         });
-    }
-
-    /// Sends an event, after those that still wait.
-    fn report(&mut self, event: DeviceEvent) {
-        if self.backlog.len() == BACKLOG {
-            self.backlog.pop_front();
-        }
-        self.backlog.push_back(event);
-        self.flush();
-    }
-
-    fn flush(&mut self) {
-        while let Some(event) = self.backlog.front() {
-            let topic = Topic::DeviceEvent(self.device.clone());
-            let publish = Publish::new(topic, payload::encode(event)).expiring(EVENT_EXPIRY);
-            if let Err(error) = self.session.send(publish) {
-                tracing::debug!(%error, waiting = self.backlog.len(), "events wait for the broker");
-                return;
-            }
-            self.backlog.pop_front();
-        }
-    }
-
-    /// Says that the device leaves; without the will's delay, and so that no will is published.
-    async fn farewell(&mut self) {
-        let generation = Generation(self.generation.load(Ordering::Relaxed));
-        let offline = status(Presence::Offline, generation, &self.instance, vec![]);
-        let publish = Publish::new(Topic::DeviceStatus(self.device.clone()), payload::encode(&offline)).retained();
-        let _ = tokio::time::timeout(GRACE, self.session.publish(publish)).await;
-        self.session.goodbye();
     }
 }
 

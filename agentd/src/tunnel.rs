@@ -9,19 +9,23 @@
 //! An ssh belongs to exactly one attempt. A tunnel has at most one attempt at a time: the next begins when the one
 //! before is known to have ended (`Ending`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rssh_proto::claim::Claimed;
-use rssh_proto::payload::{CloseOrder, DeviceEventKind, OpenOrder};
-use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, Target, TunnelId};
+use rssh_proto::payload::DeviceEventKind;
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, TunnelId};
 
 use crate::config::Targets;
 use crate::ssh::fault::Fault;
-use crate::ssh::{Account, Ended, Endpoint, Landing};
+use crate::ssh::{Ended, Endpoint, Landing};
 
+mod history;
+mod order;
 #[cfg(test)]
 mod tests;
+
+use history::History;
 
 /// How long a target may take to accept a connection.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,8 +41,6 @@ const AFTER_LOSS: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 const SSH_PORT: u16 = 22;
 /// How often a target that does not answer is told; each connection to it would be a message.
 const REFUSED_EVERY: Duration = Duration::from_secs(2);
-/// How many ended tunnels are remembered, so that a late copy of an order does not open one again.
-const REMEMBERED: usize = 64;
 
 /// What the loop is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,8 +124,7 @@ enum Then {
 pub struct Tunnels {
     policy: Policy,
     tunnels: BTreeMap<TunnelId, Tunnel>,
-    /// Tunnels that are over, with the last epoch and event of each.
-    over: VecDeque<(TunnelId, Epoch, Epoch, DeviceEventKind)>,
+    history: History,
     numbers: u64,
     leaving: bool,
     commands: Vec<Command>,
@@ -135,7 +136,7 @@ impl Tunnels {
         Self {
             policy,
             tunnels: BTreeMap::new(),
-            over: VecDeque::new(),
+            history: History::default(),
             numbers: 0,
             leaving: false,
             commands: Vec::new(),
@@ -154,42 +155,6 @@ impl Tunnels {
     /// Whether nothing is left to end.
     pub fn is_empty(&self) -> bool {
         self.tunnels.is_empty()
-    }
-
-    /// Takes an order to open a tunnel; every order is answered by an event, repeated ones by the same again.
-    pub fn handle_open(&mut self, order: OpenOrder, now: Instant) -> Vec<Command> {
-        let id = order.tunnel;
-        if let Some((_, _, claimed, event)) = self.over.iter().find(|over| over.0 == id && over.1 >= order.epoch) {
-            let (claimed, event) = (*claimed, event.clone());
-            self.report(id, claimed, event);
-        } else if self.leaving {
-            self.report(id, Epoch::default(), DeviceEventKind::Closed);
-        } else if let Some(tunnel) = self.tunnels.get(&id).filter(|tunnel| tunnel.epoch >= order.epoch) {
-            let claimed = tunnel.claimed;
-            self.report(id, claimed, DeviceEventKind::Accepted);
-        } else {
-            match self.plan(&order) {
-                Ok(landing) => self.accept(&order, landing, now),
-                Err(failure) => self.refuse(&order, failure),
-            }
-        }
-        self.take()
-    }
-
-    /// Takes an order to close a tunnel.
-    pub fn handle_close(&mut self, order: &CloseOrder) -> Vec<Command> {
-        match self.tunnels.get(&order.tunnel) {
-            // A claim that the sender did not know of yet.
-            Some(tunnel) if tunnel.claimed > order.epoch => {}
-            Some(_) => self.finish(order.tunnel, DeviceEventKind::Closed),
-            None => {
-                if !self.over.iter().any(|over| over.0 == order.tunnel) {
-                    self.remember(order.tunnel, order.epoch, order.epoch, DeviceEventKind::Closed);
-                }
-                self.report(order.tunnel, order.epoch, DeviceEventKind::Closed);
-            }
-        }
-        self.take()
     }
 
     /// Learns whether the target accepted a connection.
@@ -334,131 +299,6 @@ impl Tunnels {
         self.numbers
     }
 
-    /// Whether an order may be carried out, and how.
-    fn plan(&self, order: &OpenOrder) -> Result<Landing, Failure> {
-        let account: Account = order
-            .ssh_user
-            .parse()
-            .map_err(|error| Failure::new(FailureKind::BadRequest, error))?;
-        let busy = self
-            .tunnels
-            .iter()
-            .filter(|(id, tunnel)| **id != order.tunnel && !matches!(tunnel.state, State::Ending(Then::Over(_))))
-            .count();
-        if busy >= self.policy.max {
-            let message = format!(
-                "{} holds {busy} tunnels, as many as it may; close one, or raise [tunnels] max on the device",
-                self.policy.device
-            );
-            return Err(Failure::new(FailureKind::DeviceLimit, message));
-        }
-        Ok(Landing {
-            tunnel: order.tunnel,
-            lb: order.lb.clone(),
-            account,
-            to: self.resolve(&order.target)?,
-        })
-    }
-
-    /// Where a target leads, if the device's own list has it.
-    fn resolve(&self, target: &Target) -> Result<Endpoint, Failure> {
-        let targets = &self.policy.targets;
-        let allowed = match target {
-            Target::Named(name) => targets.named.get(name),
-            listed => targets.allow.contains(listed).then_some(listed),
-        };
-        match allowed {
-            Some(Target::Local(port)) => Ok(Endpoint {
-                host: targets
-                    .localhost
-                    .map_or_else(|| "localhost".to_owned(), |address| address.to_string()),
-                port: port.get(),
-            }),
-            Some(Target::Host(address)) => Ok(Endpoint {
-                host: address.host(),
-                port: address.port(),
-            }),
-            Some(Target::Named(_)) | None => {
-                let message = format!(
-                    "{} does not allow the target {target}; list it under [targets] in its agentd.toml",
-                    self.policy.device
-                );
-                Err(Failure::new(FailureKind::TargetNotAllowed, message))
-            }
-        }
-    }
-
-    /// Begins a tunnel, or begins it anew under a newer order.
-    fn accept(&mut self, order: &OpenOrder, landing: Landing, now: Instant) {
-        let id = order.tunnel;
-        let pause = (self.policy.jitter)(Duration::from_millis(order.jitter_ms.into()));
-        let within = Duration::from_millis(order.within_ms.into());
-        // The named failure is to arrive before the asker gives up.
-        let patience = now + pause + within - within / 10;
-        let deadline = now + Duration::from_secs(order.ttl_s.into());
-        let number = self.number();
-        let before = self.tunnels.remove(&id);
-        let claimed = before.as_ref().map_or(Epoch::default(), |tunnel| tunnel.claimed);
-        self.report(id, claimed, DeviceEventKind::Accepted);
-        let mut tunnel = Tunnel {
-            epoch: order.epoch,
-            claimed,
-            landing,
-            deadline,
-            patience: (claimed == Epoch::default()).then_some(patience),
-            failures: 0,
-            number,
-            refused: None,
-            state: State::Dialing { pause },
-        };
-        match before {
-            Some(before) if before.has_ssh() => {
-                let same = before.landing.to == tunnel.landing.to;
-                tunnel.number = before.number;
-                tunnel.state = match before.state {
-                    // Its claim may be the one that the order speaks of; `handle_landed` sees.
-                    state @ State::Landing { .. } if same => state,
-                    State::Ending(_) => State::Ending(Then::Land { pause }),
-                    _ => {
-                        let attempt = Attempt {
-                            tunnel: id,
-                            number: before.number,
-                        };
-                        self.commands.push(Command::End { attempt });
-                        State::Ending(Then::Land { pause })
-                    }
-                };
-                self.tunnels.insert(id, tunnel);
-            }
-            _ if tunnel.landing.to.port == SSH_PORT => {
-                // Dialling it would cost a banner, and OpenSSH 10 penalises many of those.
-                self.tunnels.insert(id, tunnel);
-                self.wait(id, pause, now);
-            }
-            _ => {
-                let attempt = Attempt { tunnel: id, number };
-                let to = tunnel.landing.to.clone();
-                self.tunnels.insert(id, tunnel);
-                self.commands.push(Command::Dial { attempt, to });
-            }
-        }
-    }
-
-    /// Does not carry an order out; an older session of the tunnel ends with it.
-    fn refuse(&mut self, order: &OpenOrder, failure: Failure) {
-        let event = DeviceEventKind::Failed(failure);
-        match self.tunnels.get_mut(&order.tunnel) {
-            Some(tunnel) => {
-                tunnel.epoch = order.epoch;
-                self.finish(order.tunnel, event);
-            }
-            None => {
-                self.remember(order.tunnel, order.epoch, Epoch::default(), event.clone());
-                self.report(order.tunnel, Epoch::default(), event);
-            }
-        }
-    }
-
     /// Lands a tunnel after a pause.
     fn wait(&mut self, id: TunnelId, pause: Duration, now: Instant) {
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
@@ -529,7 +369,7 @@ impl Tunnels {
     /// Forgets a tunnel that has no ssh, and says why.
     fn over(&mut self, id: TunnelId, event: DeviceEventKind) {
         if let Some(tunnel) = self.tunnels.remove(&id) {
-            self.remember(id, tunnel.epoch, tunnel.claimed, event.clone());
+            self.history.add(id, tunnel.epoch, tunnel.claimed, event.clone());
             self.report(id, tunnel.claimed, event);
         }
     }
@@ -574,14 +414,6 @@ impl Tunnels {
 
     fn report(&mut self, tunnel: TunnelId, epoch: Epoch, event: DeviceEventKind) {
         self.commands.push(Command::Report { tunnel, epoch, event });
-    }
-
-    fn remember(&mut self, id: TunnelId, epoch: Epoch, claimed: Epoch, event: DeviceEventKind) {
-        self.over.retain(|over| over.0 != id);
-        if self.over.len() == REMEMBERED {
-            self.over.pop_front();
-        }
-        self.over.push_back((id, epoch, claimed, event));
     }
 }
 

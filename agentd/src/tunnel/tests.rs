@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
-use rssh_proto::payload::V1;
+use rssh_proto::Target;
+use rssh_proto::payload::{CloseOrder, OpenOrder, V1};
 
 use super::*;
 

@@ -1,0 +1,107 @@
+//! What an agent needs before it runs: all that can be wrong with its configuration shows here.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use rssh_mqtt::{Identity, Settings, Will};
+use rssh_proto::payload::{self, Presence};
+use rssh_proto::topic::Topic;
+use rssh_proto::InstanceId;
+
+use super::voice::status;
+use crate::config::Config;
+use crate::generation::Generations;
+use crate::rundir::RunDir;
+use crate::ssh::{Ssh, config as ssh_config};
+
+/// How many acknowledged publishes may be under way; each costs memory for as long as the agent runs.
+const INFLIGHT: u16 = 16;
+/// How many messages may wait for the loop, and how many for the network.
+const QUEUE: usize = 16;
+/// Spread of the pause before the broker is tried again, at first and at most.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// An agent whose configuration was found good: all that can be wrong with it is known by now.
+pub struct Prepared {
+    pub(super) config: Config,
+    pub(super) ssh: Ssh,
+    pub(super) settings: Settings,
+    /// Of the connect that is up or was tried last.
+    pub(super) generation: Arc<AtomicU64>,
+    pub(super) instance: InstanceId,
+}
+
+impl Prepared {
+    /// Checks what the configuration names, and ends what an earlier agent left.
+    ///
+    /// # Errors
+    /// When a part of it cannot be used.
+    pub fn new(config: Config) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        Self::with_program(config, &program)
+    }
+
+    /// The same, where another file is the program that dials.
+    ///
+    /// # Errors
+    /// When a part of it cannot be used.
+    pub fn with_program(config: Config, program: &Path) -> anyhow::Result<Self> {
+        config.check_ssh()?;
+        let tls = Identity::load(&config.identity())?.client_config()?;
+        let ssh = prepare_ssh(&config, program)?;
+        let generation = Arc::new(AtomicU64::new(0));
+        let instance = InstanceId::generate();
+        let settings = Settings {
+            brokers: config.mqtt.brokers.clone(),
+            tls: Arc::new(tls),
+            cn: config.device.to_string(),
+            keep_alive: config.mqtt.keep_alive.duration(),
+            inflight: INFLIGHT,
+            queue: QUEUE,
+            subscriptions: vec![
+                Topic::DeviceOpen(config.device.clone()).to_string(),
+                Topic::DeviceClose(config.device.clone()).to_string(),
+            ],
+            will: Some(will_of(&config, &generation, &instance)),
+            reconnect: RECONNECT,
+        };
+        Ok(Self {
+            config,
+            ssh,
+            settings,
+            generation,
+            instance,
+        })
+    }
+}
+
+fn prepare_ssh(config: &Config, program: &Path) -> anyhow::Result<Ssh> {
+    let run = RunDir::open(&config.state_dir, &config.device)?;
+    let left = run.sweep().context("cannot clear the run directory")?;
+    if left > 0 {
+        tracing::info!(left, "ended the ssh of an earlier agent");
+    }
+    let aes = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| ssh_config::has_aes(&text));
+    let file = run.ssh_config();
+    std::fs::write(&file, ssh_config::render(&config.ssh, program, aes))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(Ssh::new(&config.ssh.program, run))
+}
+
+/// Makes the will of each connect, which carries the generation that the connect draws.
+fn will_of(config: &Config, generation: &Arc<AtomicU64>, instance: &InstanceId) -> rssh_mqtt::WillOf {
+    let generations = Mutex::new(Generations::load(&config.state_dir));
+    let (device, generation, instance) = (config.device.clone(), generation.clone(), instance.clone());
+    Box::new(move || {
+        let clock = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let drawn = generations.lock().unwrap_or_else(PoisonError::into_inner).draw(clock);
+        generation.store(drawn.0, Ordering::Relaxed);
+        Will {
+            topic: Topic::DeviceStatus(device.clone()).to_string(),
+            payload: payload::encode(&status(Presence::Offline, drawn, &instance, vec![])),
+        }
+    })
+}
