@@ -35,6 +35,8 @@ pub struct Component {
     pub ready: Ready,
     /// Whether an interrupt rather than a termination asks it to end soon: PostgreSQL waits for its clients otherwise.
     pub interrupt: bool,
+    /// What is run, as root and in the same place, once it serves.
+    pub after: Vec<String>,
 }
 
 impl Component {
@@ -49,6 +51,7 @@ impl Component {
             address: None,
             ready: Ready::Running,
             interrupt: false,
+            after: Vec::new(),
         }
     }
 
@@ -71,6 +74,13 @@ impl Component {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// With a program to run once it serves.
+    #[must_use]
+    pub fn after(mut self, argv: &[&str]) -> Self {
+        self.after = argv.iter().map(|&arg| arg.to_owned()).collect();
         self
     }
 

@@ -211,7 +211,11 @@ pub fn start(root: &Path, programs: &Programs, components: &[Component]) -> Resu
     launch.arg("launch").arg("--dir").arg(root);
     launch.args(components.iter().map(|component| &component.name));
     run::checked(&mut launch)?;
-    pending.iter().try_for_each(|pending| pending.wait(root))
+    pending.iter().try_for_each(|pending| pending.wait(root))?;
+    for component in components.iter().filter(|component| !component.after.is_empty()) {
+        run::checked(programs.at(root, &component.place, None).args(&component.after))?;
+    }
+    Ok(())
 }
 
 /// Asks HAProxy something at its runtime socket.

@@ -165,7 +165,14 @@ pub fn components(setup: &Setup, n: u32) -> [Component; 2] {
                 &setup.root.inside(format_args!("{}/sshd/sshd_config", dir(n))),
             ],
         )
-        .ready(Ready::Tcp(SocketAddr::new(address.into(), SSHD_PORTS[0]))),
+        .ready(Ready::Tcp(SocketAddr::new(address.into(), SSHD_PORTS[0])))
+        .after(&[
+            &serverd.to_string_lossy(),
+            "sshd",
+            "nodelay",
+            "--config",
+            &config(setup, n),
+        ]),
         Component::new(
             name,
             Place::Server(n),
