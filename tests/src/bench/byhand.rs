@@ -22,7 +22,7 @@ const SERVER: u32 = 999;
 /// The name of this sshd as a component.
 pub const SSHD: &str = "sshd-999";
 /// Where it listens, beside the load balancer, since the devices reach that.
-const PORT: u16 = 2300;
+pub const PORT: u16 = 2300;
 /// Where forwards listen: an address that no server of the lab has.
 pub const FORWARD: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 200, 1), 20000);
 
@@ -94,9 +94,7 @@ impl ByHand {
 
     /// The command, which returns once the forward is there and stays in the background.
     pub fn command(&self, client: Client, lab: &Lab, to: &str) -> Vec<String> {
-        let dir = lab
-            .dir()
-            .inside(format_args!("devices/{}", device_name(self.device)));
+        let dir = lab.dir().inside(format_args!("devices/{}", device_name(self.device)));
         let mut words: Vec<String> = ["ssh", "-f", "-N"].map(str::to_owned).into();
         for option in [
             "ExitOnForwardFailure=yes",

@@ -4,10 +4,16 @@
 //! the table says what was reached.
 
 pub mod byhand;
+pub mod cpu;
+pub mod delay;
+pub mod device;
+pub mod helper;
+pub mod login;
 pub mod open;
 pub mod results;
 pub mod rig;
 pub mod stats;
+pub mod stream;
 pub mod worker;
 
 use std::fs;
@@ -29,6 +35,9 @@ pub struct Args {
     /// How many rounds of each kind of open are counted
     #[arg(long, default_value_t = 20)]
     rounds: usize,
+    /// How many MiB a stream carries
+    #[arg(long, default_value_t = 2048)]
+    mib: u64,
     /// Measure these groups of figures only
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     only: Vec<String>,
@@ -48,6 +57,7 @@ enum Inner {
 #[derive(Debug, Clone, Copy)]
 struct Tuning {
     rounds: usize,
+    mib: u64,
 }
 
 /// Figures that are measured together.
@@ -56,10 +66,40 @@ struct Group {
     measure: fn(&mut Rig, Tuning) -> Result<Vec<Figure>>,
 }
 
-const GROUPS: &[Group] = &[Group {
-    name: "open",
-    measure: |rig, tuning| open::measure(rig, tuning.rounds),
-}];
+const GROUPS: &[Group] = &[
+    Group {
+        name: "open",
+        measure: |rig, tuning| open::measure(rig, tuning.rounds),
+    },
+    Group {
+        name: "cpu",
+        measure: |rig, tuning| cpu::measure(rig, tuning.rounds),
+    },
+    Group {
+        name: "far",
+        measure: |rig, tuning| open::measure_far(rig, tuning.rounds),
+    },
+    Group {
+        name: "login",
+        measure: |rig, tuning| login::measure(rig, tuning.rounds),
+    },
+    Group {
+        name: "stream",
+        measure: |rig, tuning| stream::measure(rig, STREAMS, tuning.mib << 20),
+    },
+    Group {
+        name: "helper",
+        measure: |rig, _| helper::measure(rig),
+    },
+    // Last: the idle device is watched meanwhile.
+    Group {
+        name: "device",
+        measure: |rig, _| device::measure(rig),
+    },
+];
+
+/// How often each way carries a stream.
+const STREAMS: usize = 3;
 
 /// Measures.
 ///
@@ -69,18 +109,25 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(Inner::Worker) = args.inner {
         return worker::serve();
     }
-    if let Some(unknown) = args.only.iter().find(|name| !GROUPS.iter().any(|group| group.name == **name)) {
+    if let Some(unknown) = args
+        .only
+        .iter()
+        .find(|name| !GROUPS.iter().any(|group| group.name == **name))
+    {
         let names: Vec<_> = GROUPS.iter().map(|group| group.name).collect();
         bail!("no group {unknown:?}; use some of: {}", names.join(", "));
     }
-    let tuning = Tuning { rounds: args.rounds };
+    let tuning = Tuning {
+        rounds: args.rounds,
+        mib: args.mib,
+    };
     let mut rig = Rig::up()?;
     let mut figures = Vec::new();
     for group in GROUPS {
         if !args.only.is_empty() && !args.only.iter().any(|name| name == group.name) {
             continue;
         }
-        let begin = Instant::now();
+        let (begin, load_before) = (Instant::now(), load());
         let measured = (group.measure)(&mut rig, tuning);
         eprintln!(
             "{:>6.1} s  {} (load {})",
@@ -89,7 +136,12 @@ pub fn run(args: Args) -> Result<()> {
             load()
         );
         match measured {
-            Ok(measured) => figures.extend(measured),
+            Ok(mut measured) => {
+                for figure in &mut measured {
+                    figure.note.push_str(&format!("; load {load_before} to {}", load()));
+                }
+                figures.extend(measured);
+            }
             Err(error) => {
                 eprintln!("error: {}: {error:#}", group.name);
                 figures.push(Figure::missing(group.name, results::Reach::None, format!("{error:#}")));

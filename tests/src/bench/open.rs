@@ -1,11 +1,15 @@
 //! How long one open takes, against a tunnel opened by hand.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
-use super::byhand::Client;
+use super::byhand::{self, Client};
+use super::delay::Delay;
 use super::results::{Figure, Reach};
 use super::rig::Rig;
 use super::stats::Pairs;
+use crate::place::{BROKER_PORT, LB_DEVICES};
 
 /// The ways that a tunnel is opened; each round takes all of them, each round beginning with another.
 const WAYS: [Way; 3] = [Way::Ours, Way::ByHand(Client::Default), Way::ByHand(Client::Equal)];
@@ -15,6 +19,9 @@ enum Way {
     Ours,
     ByHand(Client),
 }
+
+/// What a long way takes there and back.
+const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 const HOW: &str = "a new process until proven through the load balancer, against ssh -f -N -R straight to an sshd that asks \
                    nobody, unproven";
@@ -33,6 +40,55 @@ pub fn measure(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
             &equal,
             "ms",
             "the same with our key exchange and cipher",
+        ),
+    ])
+}
+
+/// Measures the same over a link of 50 ms there and back.
+///
+/// # Errors
+/// When an open fails.
+pub fn measure_far(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
+    let ssh_only = [LB_DEVICES, byhand::PORT];
+    let delay = Delay::start(&rig.lab, &ssh_only, ROUND_TRIP)?;
+    let near_broker = against_ssh(rig, rounds);
+    drop(delay);
+    let [default, equal] = near_broker?;
+
+    let delay = Delay::start(&rig.lab, &[&ssh_only[..], &[BROKER_PORT]].concat(), ROUND_TRIP)?;
+    // The agent's connection to the broker is made anew, over the long way.
+    rig.restart_agent()?;
+    let far_broker = against_ssh(rig, rounds);
+    drop(delay);
+    rig.restart_agent()?;
+    let [far_default, far_equal] = far_broker?;
+
+    let figure = |key, reach, pairs, note| Figure::ratio(key, reach, pairs, "ms", note);
+    Ok(vec![
+        figure(
+            "open_rtt_50ms",
+            Reach::AtMost(0.80),
+            &default,
+            "the open with 50 ms there and back between device and load balancer, by a proxy that hides what Nagle costs on \
+             a long link",
+        ),
+        figure(
+            "open_rtt_50ms_equal",
+            Reach::None,
+            &equal,
+            "the same, the hand-run ssh with our key exchange and cipher",
+        ),
+        figure(
+            "open_rtt_50ms_broker",
+            Reach::None,
+            &far_default,
+            "the device as far from the broker too, which a hand-run ssh does not need",
+        ),
+        figure(
+            "open_rtt_50ms_broker_equal",
+            Reach::None,
+            &far_equal,
+            "as far from the broker, and the hand-run ssh with our key exchange and cipher",
         ),
     ])
 }

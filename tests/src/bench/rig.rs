@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::byhand::{self, ByHand, Client};
+use super::device::Idle;
 use super::worker::{Ran, Worker};
 use crate::component::Record;
 use crate::place::{Place, device_name};
-use crate::{Lab, Options, process};
+use crate::{Action, Lab, Options, files, process};
 
 /// Who asks.
 pub const USER: &str = "alice";
@@ -17,6 +18,8 @@ pub const USER: &str = "alice";
 pub const BUSY: u32 = 1;
 /// The device that nobody disturbs.
 pub const IDLE: u32 = 2;
+/// The port of the device where streams are taken.
+pub const STREAM_PORT: u16 = 9;
 /// How long everything may take to be as before a round.
 const SETTLES: Duration = Duration::from_secs(20);
 
@@ -27,6 +30,7 @@ pub struct Rig {
     pub user: Worker,
     pub device: Worker,
     pub by_hand: ByHand,
+    pub idle: Idle,
 }
 
 impl Rig {
@@ -41,10 +45,12 @@ impl Rig {
             users: 1,
         };
         let lab = Lab::temporary(options)?;
+        allow_streams(&lab)?;
         Ok(Self {
             user: Worker::start(&lab, &lab.place(Some(USER))?)?,
             device: Worker::start(&lab, &Place::Device(BUSY))?,
             by_hand: ByHand::start(&lab, BUSY)?,
+            idle: Idle::begin(&lab)?,
             lab,
         })
     }
@@ -60,14 +66,28 @@ impl Rig {
         };
         let agent = format!("agentd-{BUSY}");
         let settled = process::wait(SETTLES, || {
-            [agent.as_str(), "sshd-1", "sshd-2", byhand::SSHD].into_iter().all(alone)
+            [agent.as_str(), "sshd-1", "sshd-2", byhand::SSHD]
+                .into_iter()
+                .all(alone)
         }) && process::wait(SETTLES, || {
             self.lab
                 .psql("SELECT count(*) FROM live_leases")
                 .is_ok_and(|count| count == "0")
         });
-        ensure!(settled, "a tunnel of the last round is left after {} s", SETTLES.as_secs());
+        ensure!(
+            settled,
+            "a tunnel of the last round is left after {} s",
+            SETTLES.as_secs()
+        );
         Ok(())
+    }
+
+    /// Starts the agent anew, with new connections.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart_agent(&self) -> Result<()> {
+        restart_agent(&self.lab)
     }
 
     /// A cold `rssh open` until it is proven through the load balancer.
@@ -75,7 +95,8 @@ impl Rig {
     /// # Errors
     /// When it fails.
     pub fn open(&mut self) -> Result<Ran> {
-        self.user.succeed(&words(&["rssh", "open", &device_name(BUSY), "--json"]))
+        self.user
+            .succeed(&words(&["rssh", "open", &device_name(BUSY), "--json"]))
     }
 
     /// Ends what [`Rig::open`] opened.
@@ -105,6 +126,22 @@ impl Rig {
         self.device.end()?;
         self.settle()
     }
+}
+
+/// Lets the agent lead to the port where streams are taken.
+fn allow_streams(lab: &Lab) -> Result<()> {
+    let config = lab.dir().join(format!("devices/{}/agentd.toml", device_name(BUSY)));
+    let text = files::read(&config)?;
+    files::write(
+        &config,
+        format!("{text}\n[targets]\nallow = [\"localhost:22\", \"localhost:{STREAM_PORT}\"]\n"),
+    )?;
+    restart_agent(lab)
+}
+
+/// Starts the agent anew; returns once it says that it is ready.
+fn restart_agent(lab: &Lab) -> Result<()> {
+    lab.ctl(Action::Restart, &format!("agentd-{BUSY}"))
 }
 
 /// Words of a command line.
