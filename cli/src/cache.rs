@@ -2,16 +2,16 @@
 //!
 //! The cache is a convenience: a fault of it is never a fault of the command.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rssh_proto::payload::TunnelInfo;
 use rssh_proto::{DeviceId, HostPort, Target, TunnelId, UserId};
 use serde::{Deserialize, Serialize};
 
+use crate::files;
 use crate::profile::{self, Profile};
 
 /// A name is not used during its last moments: the way to the load balancer takes time too.
@@ -98,7 +98,10 @@ impl Cache {
             valid_s,
             exp: info.host_expires_at,
         };
-        if let Err(error) = write(&path, &name) {
+        let written = serde_json::to_vec(&name)
+            .map_err(io::Error::from)
+            .and_then(|json| files::replace(&path, &json, 0o600));
+        if let Err(error) = written {
             tracing::debug!(%error, path = %path.display(), "name not cached");
         }
     }
@@ -125,34 +128,6 @@ impl Cache {
         let name = format!("{device}_{target}.json");
         self.directory.as_ref().map(|directory| directory.join(name))
     }
-}
-
-/// Writes the file for its owner only, in one step; not synced, since a lost name is only asked for again.
-fn write(path: &Path, name: &CachedName) -> io::Result<()> {
-    let new = path.with_extension(format!("new-{}", std::process::id()));
-    let open = || {
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-    };
-    let mut file = match (open(), path.parent()) {
-        (Err(error), Some(directory)) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            open()?
-        }
-        (opened, _) => opened?,
-    };
-    let written = serde_json::to_vec(name)
-        .map_err(io::Error::from)
-        .and_then(|json| file.write_all(&json))
-        .and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub mod cache;
 pub mod cmd;
 pub mod control;
 pub mod error;
+pub mod files;
+pub mod known;
 pub mod lb;
 pub mod output;
 pub mod profile;
@@ -24,6 +26,8 @@ pub mod relay;
 pub mod request;
 pub mod session;
 pub mod signals;
+pub mod ssh;
+pub mod ssh_config;
 pub mod stdio;
 
 use args::{Cli, Command};
@@ -64,6 +68,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Proxy(args) => block_on(cmd::proxy::run(common, args)),
         Command::Ssh(args) => cmd::ssh::run(common, args),
         Command::Init(args) => cmd::init::run(common, args),
+        Command::Config(args) => cmd::config::run(common, args),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::args::seconds;
 use crate::cache::Cache;
 use crate::control::Control;
 use crate::error::Error;
+use crate::known::Known;
 use crate::lb::{Balancer, LbError};
 use crate::profile::Profile;
 use crate::progress::Progress;
@@ -141,6 +142,7 @@ impl Client {
             };
             let host = name_of(&info)?.0.to_owned();
             self.cache.put(&info, SystemTime::now());
+            Known::of(&self.profile).saw(&info);
             Ok(Found {
                 host,
                 tunnel: info.tunnel,

@@ -8,6 +8,7 @@ use crate::cache::Cache;
 use crate::cmd::identify;
 use crate::control::Control;
 use crate::error::Error;
+use crate::known::Known;
 use crate::output::{self, ClosedObject};
 use crate::request::Answer;
 
@@ -37,8 +38,12 @@ pub async fn run(common: &Common, args: &CloseArgs) -> Result<(), Error> {
         return Err(Error::new(FailureKind::UnknownTunnel, format!("{what}; see rssh ls")));
     }
     let cache = Cache::of(&profile);
+    let known = Known::of(&profile);
     for closed in &items {
         cache.remove(&closed.device, &closed.target);
+        if closed.holders_left == 0 {
+            known.closed(closed.tunnel);
+        }
         if args.json {
             output::json(&ClosedObject::from(closed))?;
         } else if !common.quiet {

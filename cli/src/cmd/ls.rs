@@ -8,6 +8,7 @@ use crate::args::{Common, LsArgs};
 use crate::cmd::identify;
 use crate::control::Control;
 use crate::error::Error;
+use crate::known::Known;
 use crate::output::{self, TunnelObject};
 use crate::request::Answer;
 
@@ -25,6 +26,7 @@ pub async fn run(common: &Common, args: &LsArgs) -> Result<(), Error> {
         return Err(Error::internal("the answer to a list was none"));
     };
     tunnels.sort_by(|a, b| (&a.device, &a.target, a.tunnel).cmp(&(&b.device, &b.target, b.tunnel)));
+    Known::of(&profile).listed(&tunnels);
     if args.json {
         return tunnels
             .iter()

@@ -1,6 +1,7 @@
 //! The subcommands.
 
 pub mod close;
+pub mod config;
 pub mod init;
 pub mod ls;
 pub mod open;

@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::cmd::identify;
 use crate::control::Control;
 use crate::error::Error;
+use crate::known::Known;
 use crate::lb::{Balancer, LbError, Proof};
 use crate::output::{self, TunnelObject};
 use crate::progress::Progress;
@@ -58,6 +59,7 @@ pub async fn run(common: &Common, args: &OpenArgs) -> Result<(), Error> {
     let told = match &opened {
         Ok((info, proof)) => {
             Cache::of(&profile).put(info, SystemTime::now());
+            Known::of(&profile).saw(info);
             print(info, proof, args.json)
         }
         Err(error) => Err(error.clone()),

@@ -4,6 +4,7 @@
 
 mod balancer;
 mod broker;
+mod config;
 mod open;
 mod pki;
 mod proxy;

@@ -1,0 +1,69 @@
+//! The arguments of the commands that set things up.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use rssh_proto::UserId;
+
+/// Makes your private key and the request for its certificate, in the profile's directory.
+///
+/// The key stays where it is; an administrator signs the request. A key that is there already is kept.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  rssh init --user alice")]
+pub struct InitArgs {
+    /// Your name, as the administrator will register it; asked for on a terminal
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<UserId>,
+    /// Where to put user.key and user.csr
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// Makes other programs know your devices.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  rssh config ssh --install")]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    Ssh(ConfigSshArgs),
+}
+
+/// Makes ssh, scp, sftp, rsync and git reach devices by name: DEVICE.rssh always, and DEVICE where it is known here.
+///
+/// The hosts stand in a file of their own, rssh.conf, which the configuration includes. Install again to add the
+/// devices that have become known since.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh config ssh --print
+  rssh config ssh --install
+  rssh config ssh --remove")]
+pub struct ConfigSshArgs {
+    #[command(flatten)]
+    pub action: ConfigSshAction,
+    /// The directory of ssh's configuration [default: ~/.ssh]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Print one JSON object: action, hosts, config, changed
+    #[arg(long, conflicts_with = "print")]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct ConfigSshAction {
+    /// Write the file, and the line that includes it
+    #[arg(long)]
+    pub install: bool,
+    /// Take both away
+    #[arg(long)]
+    pub remove: bool,
+    /// Print the file instead
+    #[arg(long)]
+    pub print: bool,
+}

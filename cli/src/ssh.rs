@@ -1,0 +1,116 @@
+//! The system's ssh, and what makes it connect through `rssh proxy`.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::args::{Common, Destination};
+use crate::error::Error;
+
+/// How ssh runs this program.
+pub struct Proxy {
+    program: PathBuf,
+    profile: Option<PathBuf>,
+    quiet: bool,
+}
+
+impl Proxy {
+    /// This program, with the profile that it was given itself.
+    ///
+    /// # Errors
+    /// When the program's own path cannot be found.
+    pub fn of(common: &Common) -> Result<Self, Error> {
+        let program = env::current_exe().map_err(|error| Error::internal(format!("cannot find myself: {error}")))?;
+        Ok(Self {
+            program,
+            profile: common.profile.clone(),
+            quiet: false,
+        })
+    }
+
+    /// The same, with or without a word of progress.
+    pub fn quiet(mut self, quiet: bool) -> Self {
+        self.quiet = quiet;
+        self
+    }
+
+    /// The arguments that make ssh log in to a device through us; what follows them is an option or the command.
+    ///
+    /// The device stands in the command by its id, which is nothing to a shell, and not as `%h`: a `HostName` in the
+    /// user's configuration changes that, and its metacharacters reach the shell (CVE-2023-51385). The port stays
+    /// ssh's to choose.
+    pub fn login(&self, destination: &Destination) -> Vec<OsString> {
+        let device = &destination.device;
+        let mut command = OsString::from("ProxyCommand=");
+        command.push(self.command(device.as_str()));
+        let mut arguments = vec![
+            "-o".into(),
+            command,
+            "-o".into(),
+            format!("HostKeyAlias={device}").into(),
+        ];
+        if let Some(login) = &destination.login {
+            arguments.extend(["-l".into(), login.to_string().into()]);
+        }
+        arguments.push(device.as_str().into());
+        arguments
+    }
+
+    /// The ProxyCommand for a host, which is quoted already.
+    pub fn command(&self, host: &str) -> OsString {
+        let mut command = quoted(self.program.as_os_str());
+        if let Some(profile) = &self.profile {
+            command.push(" --profile ");
+            command.push(quoted(absolute(profile).as_os_str()));
+        }
+        if self.quiet {
+            command.push(" --quiet");
+        }
+        command.push(format!(" proxy {host} %p"));
+        command
+    }
+}
+
+/// A path that means the same from any directory; ssh's configuration is read in many.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A word of a ProxyCommand: quoted for the shell, and `%` doubled for ssh.
+fn quoted(word: &OsStr) -> OsString {
+    let mut quoted = vec![b'\''];
+    for &byte in word.as_bytes() {
+        match byte {
+            b'\'' => quoted.extend_from_slice(b"'\\''"),
+            b'%' => quoted.extend_from_slice(b"%%"),
+            other => quoted.push(other),
+        }
+    }
+    quoted.push(b'\'');
+    OsString::from_vec(quoted)
+}
+
+/// ssh could not be started.
+pub fn not_started(error: &io::Error) -> Error {
+    Error::configuration(format!("cannot run ssh: {error}; install the package openssh-client"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_path_reaches_the_shell_or_ssh() {
+        let proxy = Proxy {
+            program: "/opt/r ssh".into(),
+            profile: Some("/a b/$(x)'%h.toml".into()),
+            quiet: false,
+        };
+        assert_eq!(
+            proxy.login(&"device-1".parse().unwrap())[1],
+            r"ProxyCommand='/opt/r ssh' --profile '/a b/$(x)'\''%%h.toml' proxy device-1 %p"
+        );
+    }
+}
