@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rssh_mqtt::session::{Down, jittered};
 use rssh_mqtt::{Event, Message, Session};
+use rssh_proto::DeviceId;
+use rssh_proto::claim::Claimed;
 use rssh_proto::payload::{self, DeviceStatus};
 use rssh_proto::topic::Topic;
 use sd_notify::NotifyState;
@@ -17,8 +19,11 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
-use crate::ssh::{Ended, Endpoint, Landing, News, Ssh};
+use crate::process::{Process, since_boot};
+use crate::ssh::inherit::{Adopted, Inherited, Record};
+use crate::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop};
 use crate::tunnel::{Attempt, Command, DIAL_TIMEOUT, Policy, Tunnels};
 
 pub use prepare::Prepared;
@@ -29,28 +34,42 @@ const HAPPENINGS: usize = 4 * DeviceStatus::MAX_TUNNELS;
 /// How long the end of every ssh, and each farewell, may take.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// How the agent leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Every tunnel ends.
+    Closing,
+    /// Tunnels that are up run on, for the next agent to take.
+    Keeping,
+}
+
+/// Runs the agent until SIGTERM, SIGINT or SIGHUP, which end every tunnel, or SIGUSR1, which keeps those that are up.
 ///
 /// # Errors
 /// When signals cannot be received.
 pub async fn run(prepared: Prepared) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut hand_over = signal(SignalKind::user_defined1())?;
     serve(prepared, async move {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = terminate.recv() => Leave::Closing,
+            _ = interrupt.recv() => Leave::Closing,
+            _ = hang_up.recv() => Leave::Closing,
+            _ = hand_over.recv() => Leave::Keeping,
         }
     })
     .await;
     Ok(())
 }
 
-/// Runs the agent until `shutdown` resolves; then every tunnel is ended and the servers are told.
-pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = ()>) {
+/// Runs the agent until `shutdown` resolves; then the servers are told.
+pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
     let Prepared {
         config,
         ssh,
+        inherited,
         settings,
         generation,
         instance,
@@ -59,6 +78,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = ()>) {
     let driver = tokio::spawn(driver);
     let (happenings, mut happened) = mpsc::channel(HAPPENINGS);
     let mut agent = Agent {
+        device: config.device.clone(),
         voice: Voice::new(config.device.clone(), instance, generation, session),
         ssh: Arc::new(ssh),
         happenings,
@@ -72,14 +92,15 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = ()>) {
         ready: false,
         dropped: 0,
     };
+    agent.adopt(inherited).await;
     tokio::pin!(shutdown);
-    loop {
+    let leave = loop {
         let due = agent.tunnels.poll_timeout();
         tokio::select! {
-            () = &mut shutdown => break,
+            leave = &mut shutdown => break leave,
             event = events.recv() => match event {
                 Some(event) => agent.handle_event(event),
-                None => break,
+                None => break Leave::Closing,
             },
             Some(happening) = happened.recv() => agent.handle_happening(happening),
             () = until(due) => {
@@ -87,8 +108,11 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = ()>) {
                 agent.execute(commands);
             }
         }
-    }
-    let commands = agent.tunnels.handle_shutdown();
+    };
+    let commands = match leave {
+        Leave::Closing => agent.tunnels.handle_shutdown(),
+        Leave::Keeping => agent.tunnels.handle_departure(),
+    };
     agent.execute(commands);
     let ending = async {
         while !agent.tunnels.is_empty() {
@@ -122,12 +146,19 @@ enum Happening {
     Ended(Attempt, Ended),
 }
 
+/// What an ssh is there for.
+enum Work {
+    Land(Landing),
+    CarryOn(Box<Adopted>),
+}
+
 struct Agent {
+    device: DeviceId,
     voice: Voice,
     ssh: Arc<Ssh>,
     happenings: mpsc::Sender<Happening>,
     /// Ends the ssh of an attempt when dropped.
-    stops: HashMap<Attempt, oneshot::Sender<()>>,
+    stops: HashMap<Attempt, oneshot::Sender<Stop>>,
     tunnels: Tunnels,
     ready: bool,
     /// Messages that were not valid orders.
@@ -135,6 +166,36 @@ struct Agent {
 }
 
 impl Agent {
+    /// Carries on what an earlier agent left running, if it works and is still allowed.
+    async fn adopt(&mut self, inherited: Vec<Inherited>) {
+        let mut checks = JoinSet::new();
+        for inherited in inherited {
+            let ssh = self.ssh.clone();
+            checks.spawn(async move { ssh.adopt(inherited).await });
+        }
+        while let Some(Ok(checked)) = checks.join_next().await {
+            let adopted = match checked {
+                Ok(adopted) => adopted,
+                Err(error) => {
+                    tracing::warn!(%error, "ended the ssh of an earlier agent, which does not answer");
+                    continue;
+                }
+            };
+            let record = &adopted.record;
+            let (tunnel, epoch) = (record.landing.tunnel, record.claimed.epoch);
+            match self
+                .tunnels
+                .adopt(record.landing.clone(), epoch, Instant::now() + record.left())
+            {
+                Ok(attempt) => {
+                    tracing::info!(%tunnel, %epoch, pid = record.process.pid, "carries on");
+                    self.carry(attempt, Work::CarryOn(Box::new(adopted)));
+                }
+                Err(failure) => tracing::warn!(%tunnel, %failure, "ended the tunnel of an earlier agent"),
+            }
+        }
+    }
+
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::Up => self.handle_up(),
@@ -188,12 +249,14 @@ impl Agent {
         let commands = match happening {
             Happening::Dialed(attempt, outcome) => self.tunnels.handle_dialed(attempt, outcome, Instant::now()),
             Happening::News(attempt, News::TargetRefused) => self.tunnels.handle_refused(attempt, Instant::now()),
-            Happening::News(attempt, News::Landed(claimed)) => {
+            Happening::News(attempt, News::Landed { claimed, process }) => {
                 tracing::info!(
                     tunnel = %attempt.tunnel, server = %claimed.server, port = claimed.port, epoch = %claimed.epoch,
                     "landed"
                 );
-                self.tunnels.handle_landed(attempt, &claimed)
+                let commands = self.tunnels.handle_landed(attempt, &claimed);
+                self.record(attempt, claimed, process);
+                commands
             }
             Happening::Ended(attempt, ended) => {
                 self.stops.remove(&attempt);
@@ -219,28 +282,53 @@ impl Agent {
                         let _ = happenings.send(Happening::Dialed(attempt, outcome)).await;
                     });
                 }
-                Command::Land { attempt, landing } => self.land(attempt, landing),
+                Command::Land { attempt, landing } => self.carry(attempt, Work::Land(landing)),
                 Command::End { attempt } => drop(self.stops.remove(&attempt)),
+                Command::Leave { attempt } => {
+                    if let Some(stop) = self.stops.remove(&attempt) {
+                        // One that has just ended cannot be left.
+                        let _ = stop.send(Stop::Leave);
+                    }
+                }
             }
         }
     }
 
-    fn land(&mut self, attempt: Attempt, landing: Landing) {
-        let (stop, stopped) = oneshot::channel::<()>();
+    /// Runs the task that an ssh belongs to.
+    fn carry(&mut self, attempt: Attempt, work: Work) {
+        let (stop, stopped) = oneshot::channel();
         self.stops.insert(attempt, stop);
         let (ssh, happenings) = (self.ssh.clone(), self.happenings.clone());
         tokio::spawn(async move {
-            let stopped = async {
-                let _ = stopped.await;
-            };
+            let stopped = async { stopped.await.unwrap_or(Stop::End) };
             let tell = |news| {
                 if happenings.try_send(Happening::News(attempt, news)).is_err() {
                     tracing::error!(tunnel = %attempt.tunnel, "the loop does not keep up");
                 }
             };
-            let ended = ssh.carry(&landing, stopped, tell).await;
+            let ended = match work {
+                Work::Land(landing) => ssh.carry(&landing, stopped, tell).await,
+                Work::CarryOn(adopted) => ssh.carry_on(*adopted, stopped, tell).await,
+            };
             let _ = happenings.send(Happening::Ended(attempt, ended)).await;
         });
+    }
+
+    /// Keeps what the next agent needs to carry a tunnel on.
+    fn record(&self, attempt: Attempt, claimed: Claimed, process: Process) {
+        let Some((landing, deadline)) = self.tunnels.carried(attempt) else {
+            return;
+        };
+        let record = Record {
+            device: self.device.clone(),
+            landing: landing.clone(),
+            claimed,
+            deadline: since_boot() + deadline.saturating_duration_since(Instant::now()),
+            process,
+        };
+        if let Err(error) = self.ssh.record(&record) {
+            tracing::warn!(tunnel = %attempt.tunnel, %error, "a restart of the agent will end this tunnel");
+        }
     }
 }
 

@@ -5,8 +5,10 @@
 //! run/ssh_config       what every ssh of this agent reads
 //! run/<tunnel>/ctl     the ssh master's control socket
 //! run/<tunnel>/log     what it said
+//! run/<tunnel>/record  what the next agent needs to carry it on
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -94,44 +96,74 @@ impl RunDir {
     /// # Errors
     /// When it cannot be made.
     pub fn prepare(&self, tunnel: TunnelId) -> io::Result<TunnelDir> {
-        let path = self.path.join(tunnel.to_string());
+        let dir = self.dir(tunnel);
+        let path = dir.path();
         // A fresh device has none; one is left where an earlier ssh was killed.
-        if let Err(error) = DirBuilder::new().mode(0o700).create(&path) {
+        if let Err(error) = DirBuilder::new().mode(0o700).create(path) {
             if error.kind() != io::ErrorKind::AlreadyExists {
                 return Err(error);
             }
-            fs::remove_dir_all(&path)?;
-            DirBuilder::new().mode(0o700).create(&path)?;
+            fs::remove_dir_all(path)?;
+            DirBuilder::new().mode(0o700).create(path)?;
         }
-        let short = PathBuf::from(format!("/proc/self/fd/{}/{tunnel}/{SOCKET}", self.dir.as_raw_fd()));
-        Ok(TunnelDir { path, socket: short })
+        Ok(dir)
     }
 
-    /// Ends every ssh that an earlier agent left here, and removes what they used.
+    /// The directory of a tunnel, which is there already.
+    pub fn dir(&self, tunnel: TunnelId) -> TunnelDir {
+        TunnelDir {
+            path: self.path.join(tunnel.to_string()),
+            socket: PathBuf::from(format!("/proc/self/fd/{}/{tunnel}/{SOCKET}", self.dir.as_raw_fd())),
+        }
+    }
+
+    /// Where the record of a tunnel is kept.
+    pub fn record(&self, tunnel: TunnelId) -> PathBuf {
+        self.path.join(tunnel.to_string()).join("record")
+    }
+
+    /// The records that are there.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn records(&self) -> io::Result<Vec<(TunnelId, Vec<u8>)>> {
+        let read = |tunnel| Some((tunnel, fs::read(self.record(tunnel)).ok()?));
+        Ok(self.tunnels()?.into_iter().filter_map(read).collect())
+    }
+
+    fn tunnels(&self) -> io::Result<Vec<TunnelId>> {
+        let entries = fs::read_dir(&self.path)?.flatten();
+        Ok(entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect())
+    }
+
+    /// Whether a process is an ssh of this directory.
+    pub fn is_master(&self, pid: i32) -> bool {
+        reads_config(Path::new(&format!("/proc/{pid}")), &self.ssh_config())
+    }
+
+    /// Ends every other ssh that an earlier agent left here, and removes what they used.
     ///
     /// They are known by the configuration file on their command line, so that one which has not yet opened its
     /// control socket is found too.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn sweep(&self) -> io::Result<usize> {
+    pub fn sweep(&self, kept: &BTreeMap<TunnelId, i32>) -> io::Result<usize> {
         let mut ended = 0;
         let config = self.ssh_config();
         for process in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            if reads_config(&process.path(), &config) {
+            if !kept.values().any(|kept| *kept == pid) && reads_config(&process.path(), &config) {
                 ended += usize::from(end(pid, || reads_config(&process.path(), &config)));
             }
         }
-        for entry in fs::read_dir(&self.path)?.flatten() {
-            let is_tunnel = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.parse::<TunnelId>().is_ok());
-            if is_tunnel {
-                fs::remove_dir_all(entry.path())?;
+        for tunnel in self.tunnels()? {
+            if !kept.contains_key(&tunnel) {
+                drop(self.dir(tunnel));
             }
         }
         Ok(ended)
@@ -159,6 +191,12 @@ impl TunnelDir {
     /// A short path of the control socket, valid in this process.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Leaves it where it is.
+    pub fn keep(self) {
+        // Only the drop would remove it.
+        std::mem::forget(self);
     }
 
     /// What ssh and the dial say.
@@ -235,8 +273,8 @@ mod tests {
             .unwrap();
         let tunnel = TunnelId::generate();
         let kept = run.prepare(tunnel).unwrap();
-        std::mem::forget(kept);
-        run.sweep().unwrap();
+        kept.keep();
+        run.sweep(&BTreeMap::new()).unwrap();
         assert!(
             other.try_wait().unwrap().is_none(),
             "a process that is no ssh of ours lives on"

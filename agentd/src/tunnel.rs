@@ -20,6 +20,7 @@ use crate::config::Targets;
 use crate::ssh::fault::Fault;
 use crate::ssh::{Ended, Endpoint, Landing};
 
+mod handover;
 mod history;
 mod order;
 #[cfg(test)]
@@ -57,6 +58,8 @@ pub enum Command {
     Land { attempt: Attempt, landing: Landing },
     /// End an ssh now; its end is told like any other.
     End { attempt: Attempt },
+    /// Let an ssh that is up run on without the agent; that this is done is told like an end.
+    Leave { attempt: Attempt },
 }
 
 /// One try of one tunnel.
@@ -115,8 +118,12 @@ enum State {
 #[derive(Debug)]
 enum Then {
     Over(DeviceEventKind),
-    Land { pause: Duration },
+    Land {
+        pause: Duration,
+    },
     Retry(Failure),
+    /// The tunnel is the next agent's.
+    Nothing,
 }
 
 /// All tunnels of the device.
@@ -226,6 +233,9 @@ impl Tunnels {
             State::Ending(Then::Over(event)) => self.over(id, event),
             State::Ending(Then::Land { pause }) => self.wait(id, pause, now),
             State::Ending(Then::Retry(failure)) => self.failed(id, failure, true, now),
+            State::Ending(Then::Nothing) => {
+                self.tunnels.remove(&id);
+            }
             State::Up => self.lost(id, ended, now),
             State::Landing { .. } => match ended {
                 Ended::Failed(fault) => {

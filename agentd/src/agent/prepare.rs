@@ -7,14 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use rssh_mqtt::{Identity, Settings, Will};
+use rssh_proto::InstanceId;
 use rssh_proto::payload::{self, Presence};
 use rssh_proto::topic::Topic;
-use rssh_proto::InstanceId;
 
 use super::voice::status;
 use crate::config::Config;
 use crate::generation::Generations;
 use crate::rundir::RunDir;
+use crate::ssh::inherit::Inherited;
 use crate::ssh::{Ssh, config as ssh_config};
 
 /// How many acknowledged publishes may be under way; each costs memory for as long as the agent runs.
@@ -28,6 +29,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::f
 pub struct Prepared {
     pub(super) config: Config,
     pub(super) ssh: Ssh,
+    /// What an earlier agent left running.
+    pub(super) inherited: Vec<Inherited>,
     pub(super) settings: Settings,
     /// Of the connect that is up or was tried last.
     pub(super) generation: Arc<AtomicU64>,
@@ -35,7 +38,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Checks what the configuration names, and ends what an earlier agent left.
+    /// Checks what the configuration names, and finds what an earlier agent left.
     ///
     /// # Errors
     /// When a part of it cannot be used.
@@ -52,6 +55,7 @@ impl Prepared {
         config.check_ssh()?;
         let tls = Identity::load(&config.identity())?.client_config()?;
         let ssh = prepare_ssh(&config, program)?;
+        let inherited = ssh.inherit(&config.device).context("cannot clear the run directory")?;
         let generation = Arc::new(AtomicU64::new(0));
         let instance = InstanceId::generate();
         let settings = Settings {
@@ -71,6 +75,7 @@ impl Prepared {
         Ok(Self {
             config,
             ssh,
+            inherited,
             settings,
             generation,
             instance,
@@ -80,10 +85,6 @@ impl Prepared {
 
 fn prepare_ssh(config: &Config, program: &Path) -> anyhow::Result<Ssh> {
     let run = RunDir::open(&config.state_dir, &config.device)?;
-    let left = run.sweep().context("cannot clear the run directory")?;
-    if left > 0 {
-        tracing::info!(left, "ended the ssh of an earlier agent");
-    }
     let aes = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| ssh_config::has_aes(&text));
     let file = run.ssh_config();
     std::fs::write(&file, ssh_config::render(&config.ssh, program, aes))

@@ -24,14 +24,16 @@ pub(super) enum Did {
     Ended,
 }
 
-/// A running ssh and its process group; killed when dropped.
+/// A running ssh; killed when dropped.
 pub(super) struct Master {
-    child: Child,
-    group: Pid,
+    pid: Pid,
+    /// It, if this agent started it: then it leads a process group, which its dial belongs to.
+    child: Option<Child>,
     pidfd: AsyncFd<OwnedFd>,
     /// Watches the tunnel's directory for the control socket, and for what is written to the log.
     changes: AsyncFd<OwnedFd>,
-    status: Option<ExitStatus>,
+    /// Whether there is nothing left to kill, or nothing that is to be.
+    done: bool,
 }
 
 impl Master {
@@ -55,12 +57,12 @@ impl Master {
             .process_group(0)
             .spawn()?;
         match watch(&child) {
-            Ok((group, pidfd)) => Ok(Self {
-                child,
-                group,
+            Ok((pid, pidfd)) => Ok(Self {
+                pid,
+                child: Some(child),
                 pidfd,
                 changes,
-                status: None,
+                done: false,
             }),
             Err(error) => {
                 let _ = child.kill();
@@ -68,6 +70,25 @@ impl Master {
                 Err(error)
             }
         }
+    }
+
+    /// Takes over an ssh that another agent started; one that cannot be watched is ended.
+    pub(super) fn adopt(pid: i32, handle: OwnedFd, dir: &TunnelDir) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let changes = changes(dir.path()).inspect_err(|_| {
+            let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
+        })?;
+        Ok(Self {
+            pid,
+            child: None,
+            pidfd: watched(handle)?,
+            changes,
+            done: false,
+        })
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
     }
 
     /// Waits until the control socket is there or ssh has ended.
@@ -115,27 +136,38 @@ impl Master {
         }
     }
 
-    /// Ends ssh and its dial, and waits until they are gone; the status of an ssh that ended by itself.
+    /// Ends ssh and its dial, and waits until they are gone; the status of a child that ended by itself.
     pub(super) async fn end(&mut self) -> Option<ExitStatus> {
-        let by_itself = self.child.try_wait().ok().flatten();
+        let by_itself = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
         // A dial may outlive its ssh.
         self.kill();
-        self.status = by_itself;
         self.ended().await;
         self.reap();
         by_itself
     }
 
+    /// Lets ssh run on.
+    pub(super) fn leave(mut self) {
+        self.done = true;
+    }
+
     fn kill(&self) {
-        if self.status.is_none() {
-            // The child is not reaped yet, so the group's id cannot be another's.
-            let _ = rustix::process::kill_process_group(self.group, Signal::KILL);
+        if self.done {
+            return;
         }
+        let _ = match self.child {
+            // A child keeps its id, and so the group's, until it is reaped.
+            Some(_) => rustix::process::kill_process_group(self.pid, Signal::KILL),
+            None => rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL),
+        };
     }
 
     fn reap(&mut self) {
-        if self.status.is_none() {
-            self.status = self.child.wait().ok();
+        if !self.done {
+            self.done = true;
+            if let Some(child) = &mut self.child {
+                let _ = child.wait();
+            }
         }
     }
 }

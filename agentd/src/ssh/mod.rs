@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod fault;
+pub mod inherit;
 mod log;
 mod master;
 pub mod version;
@@ -20,9 +21,11 @@ use std::time::Duration;
 
 use openssh::{ForwardType, Session, Socket, Stdio};
 use rssh_proto::claim::{self, ClaimReply, Claimed};
-use rssh_proto::{Failure, FailureKind, HostPort, TunnelId};
+use rssh_proto::{Failure, FailureKind, HostPort, Target, TunnelId};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 
+use crate::process::Process;
 use crate::rundir::{RunDir, TunnelDir};
 use fault::Fault;
 use log::Log;
@@ -32,8 +35,23 @@ use master::{Did, Master};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The account to log in as: safe in argv.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Account(String);
+
+impl TryFrom<String> for Account {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Account> for String {
+    fn from(account: Account) -> Self {
+        account.0
+    }
+}
 
 impl std::str::FromStr for Account {
     type Err = String;
@@ -62,9 +80,11 @@ impl AsRef<str> for Account {
 }
 
 /// What one ssh is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Landing {
     pub tunnel: TunnelId,
+    /// What was asked for.
+    pub target: Target,
     pub lb: HostPort,
     pub account: Account,
     /// Where the remote forward leads, as the device sees it.
@@ -72,7 +92,7 @@ pub struct Landing {
 }
 
 /// A host and port as the device dials it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
@@ -84,7 +104,15 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
-/// Why an ssh is over.
+/// What a running ssh may be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    End,
+    /// Run on without the agent; said of one that has landed only.
+    Leave,
+}
+
+/// Why the agent no longer carries an ssh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// It was told to.
@@ -98,7 +126,7 @@ pub enum Ended {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
     /// It has claimed a port and forwards it.
-    Landed(Claimed),
+    Landed { claimed: Claimed, process: Process },
     /// A connection through the forward did not reach the target.
     TargetRefused,
 }
@@ -112,7 +140,7 @@ pub struct Ssh {
 }
 
 impl Ssh {
-    /// Uses this program with this configuration file.
+    /// Runs this program in this run directory.
     pub fn new(program: &Path, run: RunDir) -> Self {
         Self {
             program: program.to_owned(),
@@ -122,8 +150,8 @@ impl Ssh {
     }
 
     /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
-    /// returns, nor when it is dropped.
-    pub async fn carry(&self, landing: &Landing, stop: impl Future<Output = ()>, tell: impl FnMut(News)) -> Ended {
+    /// returns, unless `stop` says so, nor when it is dropped.
+    pub async fn carry(&self, landing: &Landing, stop: impl Future<Output = Stop>, tell: impl FnMut(News)) -> Ended {
         let dir = match self.run.prepare(landing.tunnel) {
             Ok(dir) => dir,
             Err(error) => {
@@ -141,23 +169,42 @@ impl Ssh {
                 )));
             }
         };
-        let ended = tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            () = stop => Ended::Stopped,
-            ended = conduct(&mut master, &dir, landing, tell) => ended,
+            stop = stop => Outcome::Stopped(stop),
+            ended = conduct(&mut master, &dir, landing, tell) => Outcome::Ended(ended),
         };
-        let status = master.end().await;
-        match ended {
-            // Its own words say more than what it left half done.
-            Ended::Failed(fault) => Ended::Failed(master::last_words(&dir.log(), status).unwrap_or(fault)),
-            ended => ended,
+        conclude(master, dir, outcome).await
+    }
+}
+
+/// Why a master is no longer watched.
+enum Outcome {
+    Stopped(Stop),
+    Ended(Ended),
+}
+
+/// Ends a master and removes its directory, unless it is to run on.
+async fn conclude(mut master: Master, dir: TunnelDir, outcome: Outcome) -> Ended {
+    let ended = match outcome {
+        Outcome::Stopped(Stop::Leave) => {
+            master.leave();
+            dir.keep();
+            return Ended::Stopped;
         }
+        Outcome::Stopped(Stop::End) => Ended::Stopped,
+        Outcome::Ended(ended) => ended,
+    };
+    let status = master.end().await;
+    match ended {
+        // Its own words say more than what it left half done.
+        Ended::Failed(fault) => Ended::Failed(master::last_words(&dir.log(), status).unwrap_or(fault)),
+        ended => ended,
     }
 }
 
 /// The life of a master, from its start until it ends or fails.
 async fn conduct(master: &mut Master, dir: &TunnelDir, landing: &Landing, mut tell: impl FnMut(News)) -> Ended {
-    let lost = || Ended::Failed(Fault::passing("ssh ended"));
     match master.started().await {
         Ok(Did::It) => {}
         Ok(Did::Ended) => return lost(),
@@ -173,29 +220,41 @@ async fn conduct(master: &mut Master, dir: &TunnelDir, landing: &Landing, mut te
         forward(&session, &claimed, &landing.to).await?;
         Ok::<_, Ended>(claimed)
     };
-    tokio::select! {
+    let claimed = tokio::select! {
         outcome = landing => match outcome {
-            Ok(claimed) => tell(News::Landed(claimed)),
+            Ok(claimed) => claimed,
             Err(ended) => return ended,
         },
         () = master.ended() => return lost(),
+    };
+    match Process::of(master.pid()) {
+        Ok(process) => tell(News::Landed { claimed, process }),
+        Err(_) => return lost(),
     }
-    if let Err(error) = watch(master, &dir.log(), tell).await {
+    watch(master, dir, tell).await
+}
+
+/// Tells what a master that has landed says, until it ends.
+async fn watch(master: &mut Master, dir: &TunnelDir, mut tell: impl FnMut(News)) -> Ended {
+    let reading = async {
+        let mut log = Log::open(&dir.log())?;
+        while let Did::It = master.wrote().await? {
+            if log.target_refused()? {
+                tell(News::TargetRefused);
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    if let Err(error) = reading.await {
         tracing::warn!(%error, tunnel = %dir.path().display(), "cannot read on in ssh's log");
         master.ended().await;
     }
     lost()
 }
 
-/// Tells what a master that has landed says, until it ends.
-async fn watch(master: &mut Master, log: &Path, mut tell: impl FnMut(News)) -> io::Result<()> {
-    let mut log = Log::open(log)?;
-    while let Did::It = master.wrote().await? {
-        if log.target_refused()? {
-            tell(News::TargetRefused);
-        }
-    }
-    Ok(())
+/// An ssh that ended without an order.
+fn lost() -> Ended {
+    Ended::Failed(Fault::passing("ssh ended"))
 }
 
 /// Runs the claim; its answer is read as soon as its line is there, not when the command has ended.

@@ -69,11 +69,12 @@ impl Tunnels {
             lb: order.lb.clone(),
             account,
             to: self.resolve(&order.target)?,
+            target: order.target.clone(),
         })
     }
 
     /// Where a target leads, if the device's own list has it.
-    fn resolve(&self, target: &Target) -> Result<Endpoint, Failure> {
+    pub(super) fn resolve(&self, target: &Target) -> Result<Endpoint, Failure> {
         let targets = &self.policy.targets;
         let allowed = match target {
             Target::Named(name) => targets.named.get(name),
@@ -90,14 +91,16 @@ impl Tunnels {
                 host: address.host(),
                 port: address.port(),
             }),
-            Some(Target::Named(_)) | None => {
-                let message = format!(
-                    "{} does not allow the target {target}; list it under [targets] in its agentd.toml",
-                    self.policy.device
-                );
-                Err(Failure::new(FailureKind::TargetNotAllowed, message))
-            }
+            Some(Target::Named(_)) | None => Err(self.not_allowed(target)),
         }
+    }
+
+    pub(super) fn not_allowed(&self, target: &Target) -> Failure {
+        let message = format!(
+            "{} does not allow the target {target}; list it under [targets] in its agentd.toml",
+            self.policy.device
+        );
+        Failure::new(FailureKind::TargetNotAllowed, message)
     }
 
     /// Begins a tunnel, or begins it anew under a newer order.

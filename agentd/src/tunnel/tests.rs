@@ -438,6 +438,56 @@ fn shutdown_ends_everything_and_takes_no_more_orders() {
     assert!(rig.tunnels.is_empty());
 }
 
+#[test]
+fn a_tunnel_passes_to_the_next_agent_with_its_epoch_and_deadline() {
+    let mut rig = Rig::new();
+    let attempt = rig.up();
+    let (landing, deadline) = rig.tunnels.carried(attempt).unwrap();
+    let landing = landing.clone();
+    assert_eq!(rig.tunnels.handle_departure(), [Command::Leave { attempt }]);
+    assert_eq!(rig.tunnels.handle_ended(attempt, Ended::Stopped, rig.now), []);
+    assert!(rig.tunnels.is_empty());
+
+    let mut next = Tunnels::new(policy());
+    let attempt = next.adopt(landing, Epoch(1), deadline).unwrap();
+    assert_eq!(next.held(), [(rig.id, Epoch(1))]);
+    assert_eq!(next.poll_timeout(), Some(deadline));
+    let commands = next.handle_ended(attempt, passing(), rig.now);
+    assert!(matches!(events(&commands)[..], [DeviceEventKind::Lost { .. }]));
+}
+
+#[test]
+fn what_is_not_up_is_given_up_silently_at_a_handover() {
+    let mut rig = Rig::new();
+    let attempt = landed_by(&rig.open(1));
+    assert_eq!(rig.tunnels.handle_departure(), [Command::End { attempt }]);
+    assert_eq!(rig.tunnels.handle_ended(attempt, Ended::Stopped, rig.now), []);
+    assert!(rig.tunnels.is_empty());
+}
+
+#[test]
+fn a_tunnel_to_where_the_device_no_longer_lets_is_not_taken_over() {
+    let mut rig = Rig::new();
+    let attempt = rig.up();
+    let (landing, deadline) = rig.tunnels.carried(attempt).unwrap();
+    let landing = landing.clone();
+    for targets in [
+        Targets {
+            allow: vec![],
+            ..Targets::default()
+        },
+        Targets {
+            localhost: Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2))),
+            ..Targets::default()
+        },
+    ] {
+        let mut next = Tunnels::new(Policy { targets, ..policy() });
+        let failure = next.adopt(landing.clone(), Epoch(1), deadline).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::TargetNotAllowed);
+        assert!(next.is_empty());
+    }
+}
+
 /// One thing that may happen; which ssh or tunnel it happens to is an index into those there are.
 #[derive(Debug, Clone)]
 enum Step {
@@ -469,6 +519,11 @@ enum Step {
         millis: u64,
     },
     Shutdown,
+    /// The agent goes and another comes; it finds the ssh that is up, or ends it.
+    Restart {
+        killed: bool,
+        found: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -485,6 +540,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..8_usize, 0..5_usize).prop_map(|(which, how)| Step::Ended { which, how }),
         3 => (0..20_000_u64).prop_map(|millis| Step::Pass { millis }),
         1 => Just(Step::Pass { millis: 0 }),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(killed, found)| Step::Restart { killed, found }),
         1 => prop::num::u8::ANY.prop_map(|n| if n < 8 { Step::Shutdown } else { Step::Pass { millis: 1 } }),
     ]
 }
@@ -496,6 +552,9 @@ struct World {
     now: Instant,
     running: Vec<Attempt>,
     told_to_end: Vec<Attempt>,
+    told_to_leave: Vec<Attempt>,
+    /// What is kept for the next agent: what was landed, by which epoch and until when.
+    records: Vec<(Attempt, Landing, Epoch, Instant)>,
     dials: Vec<Attempt>,
     /// Orders that wait for an event.
     unanswered: Vec<TunnelId>,
@@ -509,6 +568,8 @@ impl World {
             now: Instant::now(),
             running: vec![],
             told_to_end: vec![],
+            told_to_leave: vec![],
+            records: vec![],
             dials: vec![],
             unanswered: vec![],
         }
@@ -529,6 +590,10 @@ impl World {
                     assert!(!self.told_to_end.contains(&attempt), "told twice");
                     self.told_to_end.push(attempt);
                 }
+                Command::Leave { attempt } => {
+                    assert!(self.running.contains(&attempt), "nothing to leave");
+                    self.told_to_leave.push(attempt);
+                }
             }
         }
         let held = self.tunnels.held();
@@ -539,6 +604,43 @@ impl World {
             );
         }
         assert!(held.len() <= policy().max, "over the limit");
+    }
+
+    fn epoch_of(&self, attempt: Attempt) -> Epoch {
+        let held = self.tunnels.held();
+        held.iter().find(|held| held.0 == attempt.tunnel).expect("it is up").1
+    }
+
+    fn restart(&mut self, killed: bool, found: bool) {
+        let held = self.tunnels.held();
+        if !killed {
+            let commands = self.tunnels.handle_departure();
+            self.execute(commands);
+            while let Some(attempt) = self.told_to_end.first().copied() {
+                self.end(attempt, Ended::Stopped);
+            }
+            for attempt in std::mem::take(&mut self.told_to_leave) {
+                let commands = self.tunnels.handle_ended(attempt, Ended::Stopped, self.now);
+                self.execute(commands);
+            }
+            assert!(self.tunnels.is_empty(), "{:?}", self.tunnels);
+        }
+        self.tunnels = Tunnels::new(policy());
+        self.told_to_end.clear();
+        self.dials.clear();
+        self.unanswered.clear();
+        let running = std::mem::take(&mut self.running);
+        for (attempt, landing, epoch, deadline) in std::mem::take(&mut self.records) {
+            if found && running.contains(&attempt) {
+                let adopted = self.tunnels.adopt(landing.clone(), epoch, deadline).unwrap();
+                self.records.push((adopted, landing, epoch, deadline));
+                self.running.push(adopted);
+            }
+        }
+        if found {
+            let now_held = self.tunnels.held();
+            assert!(held.iter().all(|held| now_held.contains(held)), "lost by the restart");
+        }
     }
 
     fn end(&mut self, attempt: Attempt, ended: Ended) {
@@ -604,6 +706,11 @@ impl World {
             Step::Landed { which, ahead } => {
                 if let Some(attempt) = nth(&self.running, which) {
                     let commands = self.tunnels.handle_landed(attempt, &claimed(1 + ahead));
+                    if let Some((landing, deadline)) = self.tunnels.carried(attempt) {
+                        self.records.retain(|record| record.0 != attempt);
+                        self.records
+                            .push((attempt, landing.clone(), self.epoch_of(attempt), deadline));
+                    }
                     self.execute(commands);
                 }
             }
@@ -619,6 +726,7 @@ impl World {
                 }
             }
             Step::Pass { millis } => self.pass(Duration::from_millis(millis)),
+            Step::Restart { killed, found } => self.restart(killed, found),
             Step::Shutdown => {
                 let commands = self.tunnels.handle_shutdown();
                 self.execute(commands);

@@ -195,25 +195,105 @@ async fn a_lost_ssh_comes_back_by_itself_under_the_next_epoch() {
     assert_eq!(world.sshd.commands().lines().count(), 2);
 }
 
-#[tokio::test]
-async fn a_killed_agent_is_offline_by_its_will_and_its_ssh_is_ended_by_the_next() {
+/// Opens a tunnel, has the agent go, and checks that the next one carries it on.
+async fn survives(go: impl FnOnce(&mut Running)) {
     let world = World::new();
     let mut server = Server::connect(&world.broker).await;
     let mut agent = world.agent();
     let first = server.hear_status().await;
-    server.open(&world.order("service")).await;
+    let order = world.order("service");
+    server.open(&order).await;
     server.hear_event().await;
     world.proven().await;
-    agent.0.kill().unwrap();
-    agent.0.wait().unwrap();
-    let will = server.hear_status().await;
-    assert_eq!(will.presence, Presence::Offline);
-    assert_eq!(will.generation, first.generation);
-    assert_eq!(world.ssh_processes().len(), 1, "it outlives its agent");
-    let _next = world.agent();
+    let ssh = world.ssh_processes();
+    wait_for("the record is written", || {
+        let record = world.state().join("run").join(order.tunnel.to_string()).join("record");
+        record.exists().then_some(())
+    });
+    go(&mut agent);
+    let offline = server.hear_status().await;
+    assert_eq!(offline.presence, Presence::Offline);
+    assert_eq!(offline.generation, first.generation);
+    assert_eq!(world.ssh_processes(), ssh, "it outlives its agent");
+    world.proven().await;
+
+    let mut next = world.agent();
     let second = server.hear_status().await;
     assert!(second.generation > first.generation);
     assert_ne!(second.instance, first.instance);
+    assert_eq!(second.tunnels, [(order.tunnel, Epoch(1))]);
+    assert_eq!(world.ssh_processes(), ssh);
+    world.proven().await;
+    assert_eq!(world.sshd.commands().lines().count(), 1, "it landed once");
+
+    // It is the next agent's in full: a loss is noticed, and so is the end of the agent.
+    run("kill", &["-9", &ssh[0].to_string()]);
+    let lost = server.hear_event().await;
+    assert!(matches!(lost.event, DeviceEventKind::Lost { .. }), "{lost:?}");
+    world.proven().await;
+    assert!(terminate(&mut next).success());
+    assert_eq!(world.ssh_processes(), [] as [u32; 0]);
+}
+
+#[tokio::test]
+async fn a_tunnel_outlives_a_killed_agent_and_the_next_carries_it_on() {
+    survives(|agent| {
+        agent.0.kill().unwrap();
+        agent.0.wait().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tunnel_outlives_an_agent_that_is_told_to_keep_it() {
+    survives(|agent| {
+        run("kill", &["-USR1", &agent.0.id().to_string()]);
+        assert!(agent.0.wait().unwrap().success());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_adopted_tunnel_ends_on_order() {
+    let world = World::new();
+    let mut server = Server::connect(&world.broker).await;
+    let mut agent = world.agent();
+    server.hear_status().await;
+    let order = world.order("service");
+    server.open(&order).await;
+    server.hear_event().await;
+    world.proven().await;
+    run("kill", &["-USR1", &agent.0.id().to_string()]);
+    agent.0.wait().unwrap();
+    server.hear_status().await;
+    let _next = world.agent();
+    server.hear_status().await;
+    let close = CloseOrder {
+        v: V1,
+        tunnel: order.tunnel,
+        epoch: Epoch(1),
+    };
+    server.close(&close).await;
+    assert_eq!(server.hear_event().await.event, DeviceEventKind::Closed);
+    assert_eq!(world.ssh_processes(), [] as [u32; 0]);
+    assert!(!world.state().join("run").join(order.tunnel.to_string()).exists());
+}
+
+#[tokio::test]
+async fn an_ssh_that_does_not_answer_the_next_agent_is_ended() {
+    let world = World::new();
+    let mut server = Server::connect(&world.broker).await;
+    let mut agent = world.agent();
+    server.hear_status().await;
+    server.open(&world.order("service")).await;
+    server.hear_event().await;
+    world.proven().await;
+    run("kill", &["-USR1", &agent.0.id().to_string()]);
+    agent.0.wait().unwrap();
+    server.hear_status().await;
+    run("kill", &["-STOP", &world.ssh_processes()[0].to_string()]);
+    let _next = world.agent();
+    assert_eq!(server.hear_status().await.tunnels, []);
     assert_eq!(world.ssh_processes(), [] as [u32; 0]);
 }
 

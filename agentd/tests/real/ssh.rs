@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::rig::{Sshd, banner, processes_with, serve_banner, serve_banner_at, wait_for};
 use rssh_agentd::rundir::RunDir;
-use rssh_agentd::ssh::{Ended, Endpoint, Landing, News, Ssh, config};
+use rssh_agentd::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop, config};
 use rssh_proto::claim::Claimed;
 use rssh_proto::{FailureKind, TunnelId};
 use tokio::sync::{mpsc, oneshot};
@@ -34,6 +34,7 @@ fn landing(port: u16, to: u16) -> Landing {
     Landing {
         tunnel: TunnelId::generate(),
         lb: format!("127.0.0.1:{port}").parse().unwrap(),
+        target: format!("127.0.0.1:{to}").parse().unwrap(),
         account: "root".parse().unwrap(),
         to: Endpoint {
             host: "127.0.0.1".into(),
@@ -52,7 +53,7 @@ async fn ends(device: &Device, landing: &Landing) -> Ended {
 
 async fn landed(news: &mut mpsc::UnboundedReceiver<News>) -> Claimed {
     match news.recv().await {
-        Some(News::Landed(claimed)) => claimed,
+        Some(News::Landed { claimed, .. }) => claimed,
         other => panic!("{other:?}"),
     }
 }
@@ -63,15 +64,11 @@ async fn a_tunnel_lands_carries_bytes_and_leaves_nothing_when_stopped() {
     let device = Device::new(&sshd);
     let service = serve_banner("hello from the device\n");
     let landing = landing(sshd.port, service.port());
-    let (stop, stopped) = oneshot::channel::<()>();
+    let (stop, stopped) = oneshot::channel();
     let (tell, mut news) = mpsc::unbounded_channel();
-    let carried = device.ssh.carry(
-        &landing,
-        async {
-            let _ = stopped.await;
-        },
-        |told| tell.send(told).unwrap(),
-    );
+    let carried = device.ssh.carry(&landing, async { stopped.await.unwrap() }, |told| {
+        tell.send(told).unwrap()
+    });
     let check = async {
         let claimed = landed(&mut news).await;
         assert_eq!(claimed.port, sshd.granted);
@@ -79,7 +76,7 @@ async fn a_tunnel_lands_carries_bytes_and_leaves_nothing_when_stopped() {
         let text = tokio::task::spawn_blocking(move || banner(port)).await.unwrap();
         assert_eq!(text.as_deref(), Some("hello from the device\n"));
         assert_eq!(device.ssh_processes().len(), 1, "one ssh, and its dial is gone");
-        stop.send(()).unwrap();
+        stop.send(Stop::End).unwrap();
     };
     let (ended, ()) = tokio::join!(carried, check);
     assert_eq!(ended, Ended::Stopped);
