@@ -18,7 +18,7 @@ mod values;
 pub use reach::*;
 pub use setup::*;
 pub use tunnels::*;
-pub use values::{Destination, DeviceOrTunnel, HOSTS, Login, seconds};
+pub use values::{Destination, DeviceOrTunnel, Forward, HOSTS, Login, Offer, seconds};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -82,6 +82,7 @@ pub enum Command {
     Ls(LsArgs),
     Proxy(ProxyArgs),
     Ssh(SshArgs),
+    Forward(ForwardArgs),
     Init(InitArgs),
     Config(ConfigArgs),
 }

@@ -67,6 +67,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Ls(args) => block_on(cmd::ls::run(common, args)),
         Command::Proxy(args) => block_on(cmd::proxy::run(common, args)),
         Command::Ssh(args) => cmd::ssh::run(common, args),
+        Command::Forward(args) => block_on(cmd::forward::run(common, args)),
         Command::Init(args) => cmd::init::run(common, args),
         Command::Config(args) => cmd::config::run(common, args),
     }

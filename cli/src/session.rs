@@ -129,6 +129,7 @@ impl Client {
             ttl_s: None,
             idle_s: Some(seconds(IDLE)),
             new: false,
+            wait: false,
             hold: false,
         });
         let mut ask = control.ask_by(op, wanted.timeout, deadline);
@@ -155,6 +156,13 @@ impl Client {
         }
         control.leave().await;
         found
+    }
+
+    async fn objection(&self, found: &Found, deadline: Instant) -> Option<Error> {
+        let mut control = Control::start(&self.profile, self.tls.clone());
+        let failure = control.objection(found.tunnel, deadline).await;
+        control.leave().await;
+        failure.map(Error::from)
     }
 }
 
@@ -192,7 +200,7 @@ impl Session<'_> {
                 Err(error) => return Err(self.failure(error)),
             };
             if refusals.raise_a_question(&error)
-                && let Some(failure) = self.objection(found).await
+                && let Some(failure) = self.client.objection(found, self.deadline).await
             {
                 return Err(failure);
             }
@@ -220,13 +228,6 @@ impl Session<'_> {
         self.local
             .relay(stream, balancer, &self.wanted.target, round_trip, begins_by)
             .await
-    }
-
-    async fn objection(&self, found: &Found) -> Option<Error> {
-        let mut control = Control::start(&self.client.profile, self.client.tls.clone());
-        let failure = control.objection(found.tunnel, self.deadline).await;
-        control.leave().await;
-        failure.map(Error::from)
     }
 
     fn failure(&self, error: RelayError) -> Error {

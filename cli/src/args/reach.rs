@@ -6,7 +6,7 @@ use clap::Args;
 use rssh_proto::duration::Span;
 use rssh_proto::{DeviceId, Target};
 
-use super::values::{Destination, device, positive};
+use super::values::{Destination, Forward, Offer, device, positive};
 
 /// Connects stdin and stdout to a device, for ssh's ProxyCommand; opens a tunnel when there is none.
 #[derive(Debug, Args)]
@@ -41,4 +41,31 @@ pub struct SshArgs {
     /// Options and command for ssh
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<OsString>,
+}
+
+/// Listens on local ports and carries each connection to the device; a tunnel is opened when the first one comes.
+///
+/// Prints a line for each port it listens on: the address, the device and the target. Runs until it is interrupted.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh forward device-42 8080:80               localhost:8080 here is port 80 of the device
+  rssh forward device-42 0:80 5432             any free port, and the same port on both sides
+  rssh forward device-42 5020:192.168.1.10:502 a host the device's list of targets allows
+  rssh forward root@device-42 -R 3128:localhost:3128")]
+pub struct ForwardArgs {
+    /// The device's name, with the account to log in to for -R
+    #[arg(value_name = "[USER@]DEVICE")]
+    pub destination: Destination,
+    /// The local port (0 for any) and the port on the device, or another target as `rssh open --to` takes it
+    #[arg(value_name = "[LOCAL:]PORT", required_unless_present = "offers")]
+    pub forwards: Vec<Forward>,
+    /// Have the system's ssh offer a service of this side on a port of the device
+    #[arg(short = 'R', value_name = "DPORT:HOST:PORT")]
+    pub offers: Vec<Offer>,
+    /// Drop a connection that has not reached the device after this time
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = positive)]
+    pub timeout: Span,
+    /// Print one JSON object for each port: local, device, target
+    #[arg(long)]
+    pub json: bool,
 }

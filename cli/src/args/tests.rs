@@ -103,3 +103,31 @@ fn spans_travel_in_whole_seconds() {
         assert_eq!(seconds(text.parse().unwrap()), expected, "{text}");
     }
 }
+
+#[test]
+fn a_forward_takes_the_targets_port_unless_a_local_one_is_named() {
+    for (text, local, target) in [
+        ("80", 80, "localhost:80"),
+        ("8080:80", 8080, "localhost:80"),
+        ("0:plc-1", 0, "plc-1"),
+        ("192.168.1.10:502", 502, "192.168.1.10:502"),
+        ("5020:192.168.1.10:502", 5020, "192.168.1.10:502"),
+        ("[fe80::1]:80", 80, "[fe80::1]:80"),
+    ] {
+        let forward: Forward = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!((forward.local, forward.target.to_string().as_str()), (local, target));
+    }
+    for bad in ["", "0", "8080:", ":80", "65536:80", "plc-1", "80:0", "8080:-x"] {
+        assert!(bad.parse::<Forward>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn an_offer_names_both_ends() {
+    assert_eq!("0:LAN.host:80".parse::<Offer>().unwrap().to_string(), "0:lan.host:80");
+    for bad in ["80", "80:80", "x:host:80", "-1:host:80", "80:-oX:80", "80:host:0"] {
+        assert!(bad.parse::<Offer>().is_err(), "{bad}");
+    }
+    assert!(parse("rssh forward device-1").is_err());
+    assert!(parse("rssh forward device-1 -R 80:localhost:80").is_ok());
+}

@@ -7,7 +7,65 @@ use std::str::FromStr;
 use rssh_proto::duration::Span;
 use rssh_proto::id::IdError;
 use rssh_proto::text::quoted;
-use rssh_proto::{DeviceId, TunnelId};
+use rssh_proto::{DeviceId, HostPort, Target, TunnelId};
+
+/// A local port and what connections to it reach: `[LOCAL:]TARGET`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// 0 for any free port.
+    pub local: u16,
+    pub target: Target,
+}
+
+impl FromStr for Forward {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (local, target) = match text.split_once(':') {
+            Some((local, target)) if local.bytes().all(|b| b.is_ascii_digit()) => (Some(local), target),
+            _ => (None, text),
+        };
+        let target: Target = target.parse().map_err(|error| format!("{error}"))?;
+        let local = match (local, &target) {
+            (Some(local), _) => local
+                .parse()
+                .map_err(|_| format!("not a local port: {}; use a number from 0 to 65535", quoted(local, 20)))?,
+            (None, Target::Local(port)) => port.get(),
+            (None, Target::Host(address)) => address.port(),
+            (None, Target::Named(name)) => return Err(format!("name the local port too, as in 8080:{name}")),
+        };
+        Ok(Self { local, target })
+    }
+}
+
+/// A port on the device and what connections to it reach on this side: `DPORT:HOST:PORT`, as ssh's own `-R`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    device_port: u16,
+    to: HostPort,
+}
+
+impl FromStr for Offer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, to) = text
+            .split_once(':')
+            .filter(|(port, _)| port.bytes().all(|b| b.is_ascii_digit()))
+            .ok_or_else(|| format!("not a service to offer: {}; use DPORT:HOST:PORT", quoted(text, 60)))?;
+        let device_port = port
+            .parse()
+            .map_err(|_| format!("not a port of the device: {}", quoted(port, 20)))?;
+        let to = to.parse().map_err(|error| format!("{error}"))?;
+        Ok(Self { device_port, to })
+    }
+}
+
+impl fmt::Display for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.device_port, self.to)
+    }
+}
 
 /// What `close` closes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -46,6 +46,7 @@ pub async fn run(common: &Common, args: &OpenArgs) -> Result<(), Error> {
             ttl_s: Some(seconds(args.ttl)),
             idle_s: args.idle.map(seconds),
             new: args.new,
+            wait: false,
             hold: true,
         }),
         args.timeout,

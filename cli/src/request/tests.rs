@@ -18,6 +18,7 @@ fn open(hold: bool) -> Operation {
         ttl_s: None,
         idle_s: None,
         new: false,
+        wait: false,
         hold,
     })
 }

@@ -1,6 +1,7 @@
 //! One test's world: authorities, a user with a profile and home of its own, and peers as the test wants them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Output;
 
@@ -77,6 +78,15 @@ impl Rig {
         self
     }
 
+    /// With a shell script in a program's place.
+    pub(crate) fn program(self, name: &str, script: &str) -> Self {
+        fs::create_dir_all(self.path("bin")).unwrap();
+        let file = self.path("bin").join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
     /// The peers that a test asks about.
     pub(crate) fn peers(&self) -> (&Server, &Balancer) {
         (self.server.as_ref().unwrap(), self.balancer.as_ref().unwrap())
@@ -115,7 +125,9 @@ impl Rig {
     /// The same for a test that drives the process itself.
     pub(crate) fn process(&self, line: &str) -> std::process::Command {
         let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("rssh"));
+        let path = std::env::var("PATH").unwrap_or_default();
         command
+            .env("PATH", format!("{}:{path}", self.path("bin").display()))
             .args(line.split_whitespace())
             .env_remove("RSSH_PROFILE")
             .env_remove("RSSH_LOG")

@@ -1,27 +1,15 @@
 //! `rssh ssh`, with a program in ssh's place that tells its arguments.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-
 use crate::rig::{Rig, succeeded};
 
 fn rig() -> Rig {
-    let rig = Rig::new();
-    fs::create_dir(rig.path("bin")).unwrap();
-    let ssh = rig.path("bin/ssh");
-    fs::write(&ssh, "#!/bin/sh\nprintf '%s\\n' \"$@\"\nexit ${SSH_EXIT:-0}\n").unwrap();
-    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
-    rig
+    Rig::new().program("ssh", "printf '%s\\n' \"$@\"\nexit ${SSH_EXIT:-0}")
 }
 
 #[test]
 fn ssh_gets_this_program_as_its_proxy_and_the_device_as_host_key_alias() {
     let rig = rig();
-    let output = rig
-        .rssh("ssh root@device-1 -p 2222 -- uname -a")
-        .env("PATH", rig.path("bin"))
-        .output()
-        .unwrap();
+    let output = rig.rssh("ssh root@device-1 -p 2222 -- uname -a").output().unwrap();
     let told = succeeded(&output);
     let program = assert_cmd::cargo::cargo_bin!("rssh");
     let expected = [
@@ -42,12 +30,7 @@ fn ssh_gets_this_program_as_its_proxy_and_the_device_as_host_key_alias() {
 #[test]
 fn the_exit_code_of_ssh_passes_through() {
     let rig = rig();
-    let output = rig
-        .rssh("ssh device-1 false")
-        .env("PATH", rig.path("bin"))
-        .env("SSH_EXIT", "42")
-        .output()
-        .unwrap();
+    let output = rig.rssh("ssh device-1 false").env("SSH_EXIT", "42").output().unwrap();
     assert_eq!(output.status.code(), Some(42));
 }
 
