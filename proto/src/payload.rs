@@ -91,6 +91,10 @@ pub enum Operation {
     List,
     /// Sign a fresh name for a live tunnel.
     Name { tunnel: TunnelId },
+    /// List the devices that the user may open something on.
+    Devices,
+    /// Tell how a tunnel came about: when each stage was reached, and why it failed if it did.
+    Trace { tunnel: TunnelId },
 }
 
 /// What to open.
@@ -110,6 +114,9 @@ pub struct OpenRequest {
     /// Make a tunnel even where a live one exists.
     #[serde(default)]
     pub new: bool,
+    /// Wait for a device that is offline, for as long as the request's deadline allows.
+    #[serde(default)]
+    pub wait: bool,
     /// Whether the asker holds the tunnel until it closes it. A ProxyCommand does not: idleness ends its tunnel.
     #[serde(default)]
     pub hold: bool,
@@ -183,6 +190,13 @@ pub enum ReplyBody {
         items: Vec<TunnelInfo>,
         last: bool,
     },
+    /// Some of the user's devices; more follow unless `last`.
+    Devices {
+        items: Vec<DeviceInfo>,
+        last: bool,
+    },
+    /// How a tunnel came about.
+    Trace(TunnelTrace),
     /// These tunnels were given up.
     Closed {
         items: Vec<ClosedTunnel>,
@@ -214,6 +228,40 @@ pub struct TunnelInfo {
     /// Until when `host` admits new connections, in seconds from the sending: for a user's clock that is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_valid_s: Option<u32>,
+}
+
+/// A device as a user sees it who may open something on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    pub device: DeviceId,
+    pub presence: Presence,
+    /// How long ago it came or went, in seconds; absent when it was never there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_s: Option<u64>,
+}
+
+/// When a tunnel reached each stage, in milliseconds from its request; absent when it has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelTrace {
+    pub info: TunnelInfo,
+    /// When it was requested, in Unix seconds.
+    pub requested_at: i64,
+    /// The device acknowledged the order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_ms: Option<u32>,
+    /// Its ssh had landed and claimed; of the last claim, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_ms: Option<u32>,
+    /// The server saw the listener; of the last claim, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_ms: Option<u32>,
+    /// It ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<u32>,
+    /// How many times it was claimed.
+    pub claims: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
 }
 
 /// The states of a tunnel.
@@ -416,6 +464,7 @@ mod tests {
                 ttl_s: Some(3600),
                 idle_s: None,
                 new: false,
+                wait: false,
                 hold: true,
             }),
             Operation::Close(CloseRequest {

@@ -105,6 +105,8 @@ CREATE TABLE openers (
     tunnel_id   uuid NOT NULL REFERENCES tunnels ON DELETE CASCADE,
     session     text NOT NULL,
     hold        boolean NOT NULL,
+    -- Until when it listens for answers.
+    waits_until timestamptz NOT NULL,
     -- The request that gave it up.
     released_by uuid,
     asked_at    timestamptz NOT NULL DEFAULT clock_timestamp()

@@ -5,24 +5,27 @@ use std::time::Duration;
 
 use rssh_mqtt::{Delivery, Publish};
 use rssh_proto::payload::{
-    self, ClosedTunnel, OpenOrder, OpenRequest, Operation, Rank, ReplyBody, Request, ServerOperation, ServerRequest,
-    TunnelState, V1,
+    self, ClosedTunnel, DeviceInfo, OpenOrder, OpenRequest, Operation, Rank, ReplyBody, Request, ServerOperation,
+    ServerRequest, TunnelState, TunnelTrace, V1,
 };
 use rssh_proto::topic::Topic;
 use rssh_proto::{Failure, FailureKind, ServerId, TunnelId, UserId};
 
 use crate::server::Server;
 use crate::sessions;
-use crate::store::{Asker, Opening, Tunnel};
+use crate::store::{Asker, Opening, Times, Tunnel};
 
-/// The longest wait that a request may ask for.
+/// The longest wait that a request may ask for: for a device that answers, and for one that is offline.
 const LONGEST_WAIT_MS: u32 = 300_000;
+const LONGEST_QUEUE_MS: u32 = 7 * 24 * 3_600_000;
 /// When an order that was not acknowledged is sent again, and when the device counts as not answering. The first is the
 /// slowest link's round trip; the second leaves the order's copy as long.
 const ORDER_AGAIN: Duration = Duration::from_secs(1);
 const NOT_ANSWERING: Duration = Duration::from_secs(2);
 /// How many tunnels go into one message: each is under 300 bytes.
 const TUNNELS_PER_MESSAGE: usize = 8;
+/// How many devices go into one message: each is under 140 bytes.
+const DEVICES_PER_MESSAGE: usize = 24;
 
 /// Carries a request out.
 pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
@@ -39,6 +42,18 @@ pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
         },
         Operation::List => match server.store.tunnels_of(&asker.user).await {
             Ok(tunnels) => list(&server, &asker, &tunnels),
+            Err(error) => server.store_failed(&asker, &error),
+        },
+        Operation::Devices => match server.store.devices_of(&asker.user).await {
+            Ok(devices) => list_devices(&server, &asker, devices),
+            Err(error) => server.store_failed(&asker, &error),
+        },
+        Operation::Trace { tunnel } => match server.store.trace_of(&asker.user, tunnel).await {
+            Ok(Some((tunnel, times))) => {
+                let body = ReplyBody::Trace(trace(&server, &tunnel, times));
+                server.reply(&asker, Some(&tunnel), Rank::Final, body);
+            }
+            Ok(None) => server.fail(&asker, None, unknown(tunnel)),
             Err(error) => server.store_failed(&asker, &error),
         },
         Operation::Name { tunnel } => match server.store.tunnel_of(&asker.user, tunnel).await {
@@ -66,7 +81,12 @@ async fn open(server: &Arc<Server>, asker: &Asker, request: &OpenRequest, deadli
         .ttl_s
         .unwrap_or_else(|| seconds(limits.default_ttl))
         .clamp(1, seconds(limits.max_ttl));
-    let deadline_ms = deadline_ms.clamp(1, LONGEST_WAIT_MS);
+    let longest = if request.wait {
+        LONGEST_QUEUE_MS
+    } else {
+        LONGEST_WAIT_MS
+    };
+    let deadline_ms = deadline_ms.clamp(1, longest);
     match server.store.open(asker, request, ttl_s, deadline_ms).await {
         Err(error) => server.store_failed(asker, &error),
         Ok(Opening::Refused(failure)) => {
@@ -76,14 +96,14 @@ async fn open(server: &Arc<Server>, asker: &Asker, request: &OpenRequest, deadli
         Ok(Opening::New(tunnel)) => {
             tracing::info!(tunnel = %tunnel.id, user = %asker.user, device = %tunnel.device, target = %tunnel.target, "requested");
             server.progress(asker, &tunnel, Rank::Accepted);
-            order(server, asker, tunnel).await;
+            order(server, asker, tunnel, request.wait).await;
         }
         Ok(Opening::Existing(tunnel)) => match tunnel.state {
             TunnelState::Active => name(server, asker, &tunnel).await,
             TunnelState::Claimed => server.progress(asker, &tunnel, Rank::Claimed),
             TunnelState::Requested | TunnelState::Reconnecting => {
                 server.progress(asker, &tunnel, Rank::Accepted);
-                order(server, asker, tunnel).await;
+                order(server, asker, tunnel, request.wait).await;
             }
             TunnelState::Closed => server.fail(asker, Some(&tunnel), unknown(tunnel.id)),
             TunnelState::Failed => {
@@ -116,16 +136,22 @@ pub fn open_order(server: &Server, tunnel: &Tunnel, jitter_ms: u32) -> Option<Op
     })
 }
 
-/// Tells the device, and whoever asked when the device cannot be told.
-async fn order(server: &Arc<Server>, asker: &Asker, tunnel: Tunnel) {
+/// Tells the device, and whoever asked when the device cannot be told. With `wait` the request stays in the database:
+/// the device gets its order when it connects.
+async fn order(server: &Arc<Server>, asker: &Asker, tunnel: Tunnel, wait: bool) {
     match send_order(server, &tunnel).await {
+        Sent::Yes if wait => return,
         Sent::Yes => {}
         Sent::TooLate => return,
+        Sent::NoSubscriber if wait => {
+            tracing::info!(tunnel = %tunnel.id, device = %tunnel.device, "queued until the device connects");
+            return;
+        }
         Sent::NoSubscriber => {
             let (_, seen) = server.store.last_seen(&tunnel.device).await.unwrap_or((false, None));
             let message = match seen {
                 Some(seconds) => format!(
-                    "{} is offline (last seen {} ago); check its power and network",
+                    "{} is offline (last seen {} ago); use --wait to queue the request",
                     tunnel.device,
                     rough(seconds)
                 ),
@@ -277,6 +303,37 @@ fn list(server: &Arc<Server>, asker: &Asker, tunnels: &[Tunnel]) {
             last: pages.peek().is_none(),
         };
         server.reply(asker, None, Rank::Final, body);
+    }
+}
+
+fn list_devices(server: &Arc<Server>, asker: &Asker, devices: Vec<DeviceInfo>) {
+    let mut pages = devices.chunks(DEVICES_PER_MESSAGE).peekable();
+    if pages.peek().is_none() {
+        let body = ReplyBody::Devices {
+            items: Vec::new(),
+            last: true,
+        };
+        return server.reply(asker, None, Rank::Final, body);
+    }
+    while let Some(page) = pages.next() {
+        let body = ReplyBody::Devices {
+            items: page.to_vec(),
+            last: pages.peek().is_none(),
+        };
+        server.reply(asker, None, Rank::Final, body);
+    }
+}
+
+fn trace(server: &Server, tunnel: &Tunnel, times: Times) -> TunnelTrace {
+    TunnelTrace {
+        info: server.info(tunnel),
+        requested_at: times.requested_at,
+        answered_ms: times.answered_ms,
+        claimed_ms: times.claimed_ms,
+        active_ms: times.active_ms,
+        ended_ms: times.ended_ms,
+        claims: tunnel.epoch.0,
+        failure: tunnel.failure.clone(),
     }
 }
 

@@ -13,7 +13,7 @@ pub use admin::Kind;
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
 pub use presence::Reconcile;
 pub use servers::{Other, Takeover};
-pub use tunnels::{Asker, CloseOutcome, Opening, Tunnel};
+pub use tunnels::{Asker, CloseOutcome, Opening, Times, Tunnel};
 
 use std::borrow::Cow;
 use std::str::FromStr as _;

@@ -1,10 +1,10 @@
 //! Devices' presence, and what a device and the database tell each other when it connects.
 
-use rssh_proto::payload::{DeviceStatus, Presence};
-use rssh_proto::{DeviceId, Epoch, TunnelId};
+use rssh_proto::payload::{DeviceInfo, DeviceStatus, Presence};
+use rssh_proto::{DeviceId, Epoch, TunnelId, UserId};
 
 use super::tunnels::{Tunnel, live, read, tunnel_columns};
-use super::{Store, StoreError, counter};
+use super::{Store, StoreError, counter, stored, uncounter};
 
 /// What a device that has just connected should do.
 #[derive(Debug, Default)]
@@ -16,6 +16,34 @@ pub struct Reconcile {
 }
 
 impl Store {
+    /// The devices that a user may open something on, by name, at most 10,000.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn devices_of(&self, user: &UserId) -> Result<Vec<DeviceInfo>, StoreError> {
+        self.within(async {
+            let rows: Vec<(String, bool, Option<i64>)> = sqlx::query_as(
+                "SELECT d.id, d.online, greatest(extract(epoch FROM clock_timestamp() - d.last_seen), 0)::bigint
+                 FROM devices d
+                 WHERE EXISTS (SELECT 1 FROM grants g WHERE g.user_id = $1 AND (g.device_id = d.id OR g.device_id IS NULL))
+                 ORDER BY d.id LIMIT 10000",
+            )
+            .bind(user.as_str())
+            .fetch_all(&self.pool)
+            .await?;
+            rows.into_iter()
+                .map(|(device, online, since)| {
+                    Ok(DeviceInfo {
+                        device: stored("a device", &device)?,
+                        presence: if online { Presence::Online } else { Presence::Offline },
+                        since_s: since.map(uncounter),
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
     /// Notes a device's presence; `None` when a newer one is known already.
     ///
     /// # Errors

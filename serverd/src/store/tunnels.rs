@@ -37,6 +37,17 @@ pub struct Asker {
     pub request: TunnelId,
 }
 
+/// When a tunnel reached each stage: milliseconds from its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Unix seconds.
+    pub requested_at: i64,
+    pub answered_ms: Option<u32>,
+    pub claimed_ms: Option<u32>,
+    pub active_ms: Option<u32>,
+    pub ended_ms: Option<u32>,
+}
+
 /// What became of a request to open.
 #[derive(Debug)]
 pub enum Opening {
@@ -128,7 +139,7 @@ fn kind_name(kind: FailureKind) -> String {
 pub(super) async fn askers(connection: &mut PgConnection, tunnel: &Tunnel) -> Result<Vec<Asker>, StoreError> {
     let rows: Vec<(uuid::Uuid, String)> = sqlx::query_as(
         "SELECT request_id, session FROM openers
-         WHERE tunnel_id = $1 AND asked_at > clock_timestamp() - interval '10 minutes' LIMIT 64",
+         WHERE tunnel_id = $1 AND released_by IS NULL AND waits_until > clock_timestamp() LIMIT 64",
     )
     .bind(tunnel.id.uuid())
     .fetch_all(connection)
@@ -181,6 +192,43 @@ impl Store {
             .fetch_optional(&self.pool)
             .await?;
             row.as_ref().map(read).transpose()
+        })
+        .await
+    }
+
+    /// Finds a tunnel of a user, live or over, and when it reached each stage.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn trace_of(&self, user: &UserId, tunnel: TunnelId) -> Result<Option<(Tunnel, Times)>, StoreError> {
+        self.within(async {
+            let row = sqlx::query(concat!(
+                "SELECT ",
+                tunnel_columns!(),
+                ", extract(epoch FROM t.created_at)::bigint AS requested_at,
+                 (extract(epoch FROM t.answered_at - t.created_at) * 1000)::bigint AS answered_ms,
+                 (extract(epoch FROM t.claimed_at - t.created_at) * 1000)::bigint AS claimed_ms,
+                 (extract(epoch FROM t.active_at - t.created_at) * 1000)::bigint AS active_ms,
+                 (extract(epoch FROM t.ended_at - t.created_at) * 1000)::bigint AS ended_ms
+                 FROM tunnels t WHERE t.id = $1 AND t.user_id = $2"
+            ))
+            .bind(tunnel.uuid())
+            .bind(user.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+            let Some(row) = row else { return Ok(None) };
+            let after = |column| {
+                let value: Option<i64> = row.try_get(column)?;
+                Ok::<_, StoreError>(value.map(|ms| u32::try_from(ms.max(0)).unwrap_or(u32::MAX)))
+            };
+            let times = Times {
+                requested_at: row.try_get("requested_at")?,
+                answered_ms: after("answered_ms")?,
+                claimed_ms: after("claimed_ms")?,
+                active_ms: after("active_ms")?,
+                ended_ms: after("ended_ms")?,
+            };
+            Ok(Some((read(&row)?, times)))
         })
         .await
     }
@@ -491,7 +539,16 @@ async fn open(
     .await?;
     if let Some(row) = shared {
         let tunnel = read(&row)?;
-        add_opener(tx, tunnel.id, asker, request.hold).await?;
+        add_opener(tx, tunnel.id, asker, request.hold, deadline_ms).await?;
+        // Whoever waits longest decides how long the device has.
+        sqlx::query(
+            "UPDATE tunnels SET deadline_at = greatest(deadline_at, clock_timestamp() + $2 * interval '1 ms')
+             WHERE id = $1 AND state = 'requested'",
+        )
+        .bind(tunnel.id.uuid())
+        .bind(f64::from(deadline_ms))
+        .execute(&mut **tx)
+        .await?;
         return Ok(Opening::Existing(tunnel));
     }
 
@@ -512,7 +569,7 @@ async fn open(
     .fetch_one(&mut **tx)
     .await?;
     let tunnel = read(&row)?;
-    add_opener(tx, tunnel.id, asker, request.hold).await?;
+    add_opener(tx, tunnel.id, asker, request.hold, deadline_ms).await?;
     Ok(Opening::New(tunnel))
 }
 
@@ -521,14 +578,19 @@ async fn add_opener(
     tunnel: TunnelId,
     asker: &Asker,
     hold: bool,
+    deadline_ms: u32,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO openers (request_id, tunnel_id, session, hold) VALUES ($1, $2, $3, $4)")
-        .bind(asker.request.uuid())
-        .bind(tunnel.uuid())
-        .bind(asker.session.as_str())
-        .bind(hold)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "INSERT INTO openers (request_id, tunnel_id, session, hold, waits_until)
+         VALUES ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 ms')",
+    )
+    .bind(asker.request.uuid())
+    .bind(tunnel.uuid())
+    .bind(asker.session.as_str())
+    .bind(hold)
+    .bind(f64::from(deadline_ms))
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
