@@ -15,7 +15,9 @@ use rssh_mqtt::session::Down;
 use rssh_mqtt::{Delivery, PublishError};
 use rssh_proto::duration::Span;
 use rssh_proto::id::Epoch;
-use rssh_proto::payload::{ClosedTunnel, Operation, Rank, Reply, ReplyBody, Request, TunnelInfo, V1, Which};
+use rssh_proto::payload::{
+    ClosedTunnel, DeviceInfo, Operation, Rank, Reply, ReplyBody, Request, TunnelInfo, TunnelTrace, V1, Which,
+};
 use rssh_proto::{Failure, FailureKind, ServerId, SessionId, TunnelId};
 
 /// How long a request waits before it is first repeated; doubled with each further time up to [`LONGEST_PAUSE`].
@@ -40,6 +42,8 @@ pub enum Answer {
     Opened(TunnelInfo),
     Tunnels(Vec<TunnelInfo>),
     Closed(Vec<ClosedTunnel>),
+    Devices(Vec<DeviceInfo>),
+    Trace(Box<TunnelTrace>),
 }
 
 /// One request on its way.
@@ -61,6 +65,7 @@ pub struct Ask {
     /// The tunnel that the answers speak of: another than the request's id where a live one is shared.
     tunnel: Option<TunnelId>,
     listed: Vec<TunnelInfo>,
+    devices: Vec<DeviceInfo>,
     over: bool,
 }
 
@@ -88,6 +93,7 @@ impl Ask {
             latest: None,
             tunnel: None,
             listed: Vec::new(),
+            devices: Vec::new(),
             over: false,
         }
     }
@@ -227,7 +233,25 @@ impl Ask {
             ReplyBody::Closed { items } if matches!(self.request.op, Operation::Close(_)) => {
                 self.finish(Ok(Answer::Closed(items)))
             }
-            ReplyBody::Tunnels { .. } | ReplyBody::Closed { .. } => vec![],
+            ReplyBody::Devices { items, last } if self.request.op == Operation::Devices => {
+                for item in items {
+                    if !self.devices.iter().any(|known| known.device == item.device) {
+                        self.devices.push(item);
+                    }
+                }
+                if last {
+                    let devices = std::mem::take(&mut self.devices);
+                    self.finish(Ok(Answer::Devices(devices)))
+                } else {
+                    vec![]
+                }
+            }
+            ReplyBody::Trace(trace) if matches!(self.request.op, Operation::Trace { .. }) => {
+                self.finish(Ok(Answer::Trace(Box::new(trace))))
+            }
+            ReplyBody::Tunnels { .. } | ReplyBody::Closed { .. } | ReplyBody::Devices { .. } | ReplyBody::Trace(_) => {
+                vec![]
+            }
             // A server that refused has nothing left to close.
             ReplyBody::Failed(failure) => {
                 self.sent = false;
@@ -268,7 +292,7 @@ impl Ask {
         match &self.request.op {
             Operation::Open(open) => Some(open.device == info.device && open.target == info.target),
             Operation::Name { tunnel } => Some(*tunnel == info.tunnel),
-            Operation::Close(_) | Operation::List => None,
+            Operation::Close(_) | Operation::List | Operation::Devices | Operation::Trace { .. } => None,
         }
     }
 
@@ -305,7 +329,8 @@ impl Ask {
                 Which::Device { device, .. } => device.to_string(),
             },
             Operation::List => "the list of tunnels".to_owned(),
-            Operation::Name { tunnel } => format!("tunnel {tunnel}"),
+            Operation::Name { tunnel } | Operation::Trace { tunnel } => format!("tunnel {tunnel}"),
+            Operation::Devices => "the list of devices".to_owned(),
         }
     }
 
