@@ -83,6 +83,7 @@ pub enum Command {
     Proxy(ProxyArgs),
     Ssh(SshArgs),
     Forward(ForwardArgs),
+    Exec(ExecArgs),
     Init(InitArgs),
     Config(ConfigArgs),
 }

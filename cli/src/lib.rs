@@ -23,6 +23,7 @@ pub mod output;
 pub mod profile;
 pub mod progress;
 pub mod relay;
+pub mod remote;
 pub mod request;
 pub mod session;
 pub mod signals;
@@ -68,6 +69,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Proxy(args) => block_on(cmd::proxy::run(common, args)),
         Command::Ssh(args) => cmd::ssh::run(common, args),
         Command::Forward(args) => block_on(cmd::forward::run(common, args)),
+        Command::Exec(args) => block_on(cmd::exec::run(common, args)),
         Command::Init(args) => cmd::init::run(common, args),
         Command::Config(args) => cmd::config::run(common, args),
     }

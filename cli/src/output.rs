@@ -26,9 +26,17 @@ pub fn remark(text: &str) {
 /// # Errors
 /// [`Error::Silent`] when its reader went away, as `head` does.
 pub fn data(text: &str) -> Result<(), Error> {
+    bytes(text.as_bytes())
+}
+
+/// Writes data that need not be text to stdout.
+///
+/// # Errors
+/// As [`data`].
+pub fn bytes(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = stdout().lock();
     stdout
-        .write_all(text.as_bytes())
+        .write_all(bytes)
         .and_then(|()| stdout.flush())
         .map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => Error::Silent(0),

@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+use rssh_proto::text::sanitize;
+
 use crate::args::{Common, Destination};
 use crate::error::Error;
 
@@ -92,6 +94,46 @@ fn quoted(word: &OsStr) -> OsString {
     OsString::from_vec(quoted)
 }
 
+/// How a command on a device ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The command's own exit code.
+    Exited(u8),
+    /// ssh did not log in.
+    NotLoggedIn(String),
+    /// The connection was lost, or a signal ended the command.
+    Cut(String),
+}
+
+/// Reads from ssh's log (`-E`, `LogLevel=DEBUG1`) how a command ended: ssh's exit code 255 may be the command's own.
+pub fn ended(log: &str) -> Ended {
+    let debug = |line: &'_ str| line.strip_prefix("debug1: ").map(str::to_owned);
+    let exited = log.lines().rev().filter_map(debug).find_map(|line| {
+        let code = line.strip_prefix("Exit status ")?.parse::<i32>().ok()?;
+        u8::try_from(code).ok()
+    });
+    if let Some(code) = exited {
+        return Ended::Exited(code);
+    }
+    let chatter = [
+        "debug",
+        "OpenSSH_",
+        "Authenticated to ",
+        "Transferred: ",
+        "Bytes per second: ",
+    ];
+    let reason = log
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty() && !chatter.iter().any(|start| line.starts_with(start)));
+    let reason = sanitize(reason.unwrap_or("ssh gave no reason"), 200);
+    if log.lines().any(|line| line.starts_with("Authenticated to ")) {
+        Ended::Cut(reason)
+    } else {
+        Ended::NotLoggedIn(reason)
+    }
+}
+
 /// ssh could not be started.
 pub fn not_started(error: &io::Error) -> Error {
     Error::configuration(format!("cannot run ssh: {error}; install the package openssh-client"))
@@ -112,5 +154,41 @@ mod tests {
             proxy.login(&"device-1".parse().unwrap())[1],
             r"ProxyCommand='/opt/r ssh' --profile '/a b/$(x)'\''%%h.toml' proxy device-1 %p"
         );
+    }
+
+    // What OpenSSH 9.2 wrote, shortened.
+    const IN: &str = "OpenSSH_9.2p1 Debian-2+deb12u10, OpenSSL 3.0.20\r\ndebug1: Executing proxy command: exec x\r\n\
+        Authenticated to device-1 (via proxy) using \"publickey\".\r\n";
+
+    #[test]
+    fn a_commands_exit_code_is_told_from_sshs_own() {
+        let log = |end: &str| format!("{IN}{end}");
+        let out = "Transferred: sent 2000, received 2700 bytes, in 0.1 seconds\r\nBytes per second: sent 1\r\n";
+        for code in [0, 3, 255] {
+            let log = log(&format!("{out}debug1: Exit status {code}\r\n"));
+            assert_eq!(ended(&log), Ended::Exited(code));
+        }
+        let signal = log(&format!("{out}debug1: Exit status -1\r\n"));
+        assert_eq!(ended(&signal), Ended::Cut("ssh gave no reason".into()));
+        let cut = log("client_loop: send disconnect: Broken pipe\r\n");
+        assert_eq!(
+            ended(&cut),
+            Ended::Cut("client_loop: send disconnect: Broken pipe".into())
+        );
+    }
+
+    #[test]
+    fn a_login_that_failed_has_sshs_reason() {
+        let start = "OpenSSH_9.2p1\r\ndebug1: x\r\n";
+        for reason in [
+            "Host key verification failed.",
+            "root@device-1: Permission denied (publickey).",
+        ] {
+            assert_eq!(
+                ended(&format!("{start}{reason}\r\ndebug1: y\r\n")),
+                Ended::NotLoggedIn(reason.into())
+            );
+        }
+        assert_eq!(ended(""), Ended::NotLoggedIn("ssh gave no reason".into()));
     }
 }

@@ -1,6 +1,7 @@
 //! The arguments of the commands that reach through tunnels.
 
 use std::ffi::OsString;
+use std::num::NonZeroU16;
 
 use clap::Args;
 use rssh_proto::duration::Span;
@@ -66,6 +67,32 @@ pub struct ForwardArgs {
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = positive)]
     pub timeout: Span,
     /// Print one JSON object for each port: local, device, target
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs a command on several devices at once with the system's ssh, and gathers output and exit codes.
+///
+/// Each line of output follows its device's name. The exit code is the worst of all: the highest one. Nobody is asked
+/// for passwords or unknown host keys; a device that wants one fails, and the others go on.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh exec device-1 device-2 -- uptime
+  rssh exec root@device-1 root@device-2 --jobs 50 --json -- cat /etc/os-release")]
+pub struct ExecArgs {
+    /// The devices' names, each with the account to log in to
+    #[arg(value_name = "[USER@]DEVICE", required = true)]
+    pub destinations: Vec<Destination>,
+    /// The command; ssh joins its words with spaces, and the device's shell splits them again
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+    /// Run on so many devices at a time
+    #[arg(short, long, value_name = "N", default_value = "16")]
+    pub jobs: NonZeroU16,
+    /// Give a device up that cannot be reached within this time
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = positive)]
+    pub timeout: Span,
+    /// Print one JSON object for each device, as it ends: device, outcome, exit_code, failure, stdout, stderr, millis
     #[arg(long)]
     pub json: bool,
 }

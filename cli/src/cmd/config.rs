@@ -1,7 +1,7 @@
 //! `rssh config ssh`: ssh's configuration.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -48,8 +48,7 @@ fn ssh(common: &Common, args: &ConfigSshArgs) -> Result<(), Error> {
     let line = include(included_as.as_os_str());
     let (hosts, config) = (directory.join("rssh.conf"), directory.join("config"));
     if args.action.print {
-        let file = render(common)?;
-        return io::stdout().write_all(&file).map_err(|_| Error::Silent(0));
+        return output::bytes(&render(common)?);
     }
     let (action, changed) = if args.action.install {
         ("install", install(&hosts, &render(common)?, &config, &line)?)

@@ -17,6 +17,7 @@ fn tunnel(device: &str) -> TunnelInfo {
         ttl_s: None,
         idle_s: None,
         new: false,
+        wait: false,
         hold: true,
     };
     info(TunnelId::generate(), &open, "s1.proxy.test")
