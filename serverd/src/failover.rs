@@ -37,7 +37,7 @@ pub async fn run(server: Arc<Server>) {
         let others = match server.store.heartbeats(&server.id).await {
             Ok(others) => others,
             Err(error) => {
-                tracing::debug!(%error, "cannot watch the other servers");
+                tracing::warn!(%error, "cannot watch the other servers");
                 suspicion.handle_database_away(Instant::now());
                 continue;
             }

@@ -242,7 +242,7 @@ async fn evict(server: &Arc<Server>) {
                 }
             }
         }
-        Err(error) => tracing::debug!(%error, "cannot ask for evictions"),
+        Err(error) => tracing::warn!(%error, "cannot ask for evictions"),
     }
 }
 
@@ -293,7 +293,7 @@ pub async fn expire(server: Arc<Server>) {
                     order_close(&server, &tunnel).await;
                 }
             }
-            Err(error) => tracing::debug!(%error, "cannot look for expired tunnels"),
+            Err(error) => tracing::warn!(%error, "cannot look for expired tunnels"),
         }
     }
 }

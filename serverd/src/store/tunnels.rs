@@ -412,20 +412,19 @@ impl Store {
         self.within(async {
             let mut tx = self.pool.begin().await?;
             let rows = sqlx::query(concat!(
-                "UPDATE tunnels t SET
-                     state = CASE WHEN t.expires_at <= clock_timestamp() AND t.state <> 'requested'
-                                  THEN 'closed' ELSE 'failed' END,
-                     failure_kind = CASE WHEN t.expires_at <= clock_timestamp() AND t.state <> 'requested'
-                                         THEN NULL ELSE 'deadline' END,
+                "WITH unheard AS (
+                     SELECT id FROM tunnels WHERE state = 'requested' AND deadline_at <= clock_timestamp()
+                     ORDER BY deadline_at LIMIT 100 FOR UPDATE SKIP LOCKED),
+                 expired AS (
+                     SELECT id FROM tunnels WHERE expires_at <= clock_timestamp() AND state IN ",
+                live!(),
+                "    ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED)
+                 UPDATE tunnels t SET
+                     state = CASE WHEN t.state = 'requested' THEN 'failed' ELSE 'closed' END,
+                     failure_kind = CASE WHEN t.state = 'requested' THEN 'deadline' END,
                      failure_message = 'the request''s deadline passed before the device had landed',
                      ended_at = clock_timestamp()
-                 WHERE t.id IN (
-                     (SELECT id FROM tunnels WHERE state = 'requested' AND deadline_at <= clock_timestamp()
-                      ORDER BY deadline_at LIMIT 100 FOR UPDATE SKIP LOCKED)
-                     UNION ALL
-                     (SELECT id FROM tunnels WHERE state IN ",
-                live!(),
-                " AND expires_at <= clock_timestamp() ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED))
+                 WHERE t.id IN (SELECT id FROM unheard UNION SELECT id FROM expired)
                  RETURNING ",
                 tunnel_columns!()
             ))

@@ -1,0 +1,535 @@
+//! The store on a real PostgreSQL: what must hold whatever the daemons do.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod postgres;
+
+use std::sync::Arc;
+
+use postgres::Postgres;
+use rssh_proto::payload::{CloseRequest, DeviceStatus, OpenRequest, Presence, ServerState, TunnelState, V1, Which};
+use rssh_proto::{
+    DeviceId, Epoch, Failure, FailureKind, Generation, InstanceId, ServerId, SessionId, Target, TunnelId, UserId,
+};
+use rssh_serverd::process::{Holder, Process};
+use rssh_serverd::ssh_keygen::PublicKey;
+use rssh_serverd::store::{Asker, ClaimOutcome, Grant, Kind, Opening, SessionMark, Store, StoreError, Tunnel};
+use rssh_serverd::suspicion::Beat;
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF3b4OqFP4OqF3b4OqFP4OqF3b4OqFP4OqF3b4OqFP4O";
+const TTL_S: u32 = 3600;
+const PATIENT_MS: u32 = 15_000;
+
+/// A database with alice, device-1 and two servers; alice may open everything on device-1.
+struct World {
+    _postgres: Arc<Postgres>,
+    store: Store,
+}
+
+impl World {
+    async fn new() -> Self {
+        let postgres = Postgres::shared();
+        let store = postgres.store().await;
+        for (kind, name) in [
+            (Kind::User, "alice"),
+            (Kind::User, "bob"),
+            (Kind::Server, "s1"),
+            (Kind::Server, "s2"),
+        ] {
+            store.add_identity(kind, name).await.unwrap();
+        }
+        store.add_device(&device(), &KEY.parse().unwrap()).await.unwrap();
+        store.add_grant(&user("alice"), Some(&device()), &[]).await.unwrap();
+        Self {
+            _postgres: postgres,
+            store,
+        }
+    }
+
+    /// Asks for a tunnel to the device's ssh.
+    async fn ask(&self, asker: &Asker, change: impl FnOnce(&mut OpenRequest)) -> Opening {
+        let mut request = OpenRequest {
+            device: device(),
+            target: Target::ssh(),
+            remote_port: None,
+            ttl_s: None,
+            idle_s: None,
+            new: false,
+            wait: false,
+            hold: true,
+        };
+        change(&mut request);
+        self.store.open(asker, &request, TTL_S, PATIENT_MS).await.unwrap()
+    }
+
+    /// A new tunnel of alice's.
+    async fn requested(&self) -> TunnelId {
+        let asker = asker("alice");
+        match self.ask(&asker, |request| request.new = true).await {
+            Opening::New(tunnel) => tunnel.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn claim(&self, server: &str, port: u16, tunnel: TunnelId) -> ClaimOutcome {
+        self.store
+            .claim(&server_id(server), port, &device(), tunnel, &mark(i32::from(port)), 60)
+            .await
+            .unwrap()
+    }
+
+    async fn granted(&self, server: &str, port: u16, tunnel: TunnelId) -> Grant {
+        match self.claim(server, port, tunnel).await {
+            ClaimOutcome::Granted(grant) => *grant,
+            ClaimOutcome::Refused(failure) => panic!("{failure}"),
+        }
+    }
+
+    async fn tunnel(&self, id: TunnelId) -> Tunnel {
+        self.store.tunnel_of(&user("alice"), id).await.unwrap().unwrap()
+    }
+}
+
+fn device() -> DeviceId {
+    "device-1".parse().unwrap()
+}
+
+fn user(name: &str) -> UserId {
+    name.parse().unwrap()
+}
+
+fn server_id(name: &str) -> ServerId {
+    name.parse().unwrap()
+}
+
+fn asker(name: &str) -> Asker {
+    Asker {
+        user: user(name),
+        session: SessionId::generate(),
+        request: TunnelId::generate(),
+    }
+}
+
+fn mark(pid: i32) -> SessionMark {
+    SessionMark {
+        process: Process { pid, start: 7 },
+        boot_id: "boot".to_owned(),
+    }
+}
+
+fn close(which: Which, force: bool) -> CloseRequest {
+    CloseRequest { which, force }
+}
+
+fn refused(outcome: ClaimOutcome) -> FailureKind {
+    match outcome {
+        ClaimOutcome::Refused(failure) => failure.kind,
+        ClaimOutcome::Granted(grant) => panic!("{grant:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_one_kind_and_a_key_to_one_device() {
+    let world = World::new().await;
+    let taken = world.store.add_identity(Kind::User, "device-1").await;
+    assert!(matches!(taken, Err(StoreError::Taken { .. })), "{taken:?}");
+    assert!(matches!(
+        world.store.add_identity(Kind::User, "admin").await,
+        Err(StoreError::Reserved(_))
+    ));
+    let key: PublicKey = KEY.parse().unwrap();
+    let twice = world.store.add_device(&"device-2".parse().unwrap(), &key).await;
+    assert!(matches!(twice, Err(StoreError::KeyTaken(_))), "{twice:?}");
+    let unknown = world.store.add_grant(&user("carol"), None, &[]).await;
+    assert!(
+        matches!(unknown, Err(StoreError::Unknown { kind: "user", .. })),
+        "{unknown:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_request_opens_what_is_granted_once() {
+    let world = World::new().await;
+    let alice = asker("alice");
+    let Opening::New(first) = world.ask(&alice, |_| {}).await else {
+        panic!("not new")
+    };
+    assert_eq!((first.id, first.state), (alice.request, TunnelState::Requested));
+    let Opening::Existing(again) = world.ask(&alice, |_| {}).await else {
+        panic!("not found again")
+    };
+    assert_eq!(again.id, first.id);
+    let Opening::Existing(shared) = world.ask(&asker("alice"), |_| {}).await else {
+        panic!("not shared")
+    };
+    assert_eq!(shared.id, first.id);
+    assert!(matches!(
+        world.ask(&asker("alice"), |request| request.new = true).await,
+        Opening::New(_)
+    ));
+
+    let kind = |opening| match opening {
+        Opening::Refused(failure) => failure.kind,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(kind(world.ask(&asker("bob"), |_| {}).await), FailureKind::Denied);
+    let stolen = Asker {
+        user: user("bob"),
+        ..alice
+    };
+    world.store.add_grant(&user("bob"), None, &[]).await.unwrap();
+    assert_eq!(
+        kind(world.ask(&stolen, |_| {}).await),
+        FailureKind::Denied,
+        "another's request id"
+    );
+    let elsewhere = world
+        .ask(&asker("alice"), |request| request.device = "device-9".parse().unwrap())
+        .await;
+    assert_eq!(kind(elsewhere), FailureKind::UnknownDevice);
+}
+
+#[tokio::test]
+async fn a_grant_covers_its_targets_only() {
+    let world = World::new().await;
+    world
+        .store
+        .add_grant(&user("bob"), Some(&device()), &["80".parse().unwrap()])
+        .await
+        .unwrap();
+    assert!(matches!(world.ask(&asker("bob"), |_| {}).await, Opening::Refused(_)));
+    let web = world
+        .ask(&asker("bob"), |request| request.target = "80".parse().unwrap())
+        .await;
+    assert!(matches!(web, Opening::New(_)), "{web:?}");
+}
+
+#[tokio::test]
+async fn a_port_has_one_tunnel_and_a_tunnel_one_port() {
+    let world = World::new().await;
+    let (one, two) = (world.requested().await, world.requested().await);
+    assert_eq!(world.granted("s1", 2000, one).await.tunnel.epoch, Epoch(1));
+    assert_eq!(refused(world.claim("s1", 2000, two).await), FailureKind::Busy);
+    assert_eq!(
+        world.tunnel(two).await.epoch,
+        Epoch(0),
+        "a refused claim changes nothing"
+    );
+
+    // Elsewhere the same port is another; the older session is to be evicted.
+    let moved = world.granted("s2", 2000, one).await;
+    assert_eq!((moved.tunnel.epoch, moved.older), (Epoch(2), Some(server_id("s1"))));
+    assert_eq!(
+        world.store.evictions(&server_id("s1")).await.unwrap(),
+        vec![(one, Epoch(1))]
+    );
+    assert_eq!(world.store.leases(&server_id("s1")).await.unwrap().len(), 0);
+    assert_eq!(world.store.leases(&server_id("s2")).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_late_writer_with_an_older_epoch_changes_nothing() {
+    let world = World::new().await;
+    let tunnel = world.requested().await;
+    world.granted("s1", 2000, tunnel).await;
+    world.granted("s2", 2001, tunnel).await;
+    assert!(world.store.activate(tunnel, Epoch(1)).await.unwrap().is_none());
+    assert!(
+        !world
+            .store
+            .release(&server_id("s1"), 2000, tunnel, Epoch(1), 60)
+            .await
+            .unwrap()
+    );
+    assert_eq!(world.tunnel(tunnel).await.state, TunnelState::Claimed);
+    assert!(world.store.activate(tunnel, Epoch(2)).await.unwrap().is_some());
+    assert!(
+        world.store.evictions(&server_id("s1")).await.unwrap().is_empty(),
+        "the release answers the eviction"
+    );
+}
+
+#[tokio::test]
+async fn a_port_rests_for_all_but_its_last_tunnel() {
+    let world = World::new().await;
+    let (one, two) = (world.requested().await, world.requested().await);
+    world.granted("s1", 2000, one).await;
+    assert!(
+        world
+            .store
+            .release(&server_id("s1"), 2000, one, Epoch(1), 60)
+            .await
+            .unwrap()
+    );
+    assert_eq!(world.tunnel(one).await.state, TunnelState::Reconnecting);
+    let resting = world.store.resting(&server_id("s1")).await.unwrap();
+    assert!(resting.len() == 1 && resting[0].port == 2000 && (50_000..=60_000).contains(&resting[0].for_ms));
+    assert_eq!(refused(world.claim("s1", 2000, two).await), FailureKind::Busy);
+    assert_eq!(world.granted("s1", 2000, one).await.tunnel.epoch, Epoch(2));
+    world
+        .store
+        .release(&server_id("s1"), 2000, one, Epoch(2), 0)
+        .await
+        .unwrap();
+    assert_eq!(world.granted("s1", 2000, two).await.tunnel.epoch, Epoch(1));
+}
+
+#[tokio::test]
+async fn only_the_device_itself_claims_and_only_what_is_not_over() {
+    let world = World::new().await;
+    let tunnel = world.requested().await;
+    let other: DeviceId = "device-2".parse().unwrap();
+    let stolen = world
+        .store
+        .claim(&server_id("s1"), 2000, &other, tunnel, &mark(1), 60)
+        .await
+        .unwrap();
+    assert_eq!(refused(stolen), FailureKind::Denied);
+    world.store.end(tunnel).await.unwrap();
+    assert_eq!(
+        refused(world.claim("s1", 2000, tunnel).await),
+        FailureKind::UnknownTunnel
+    );
+
+    let late = asker("alice");
+    let request = OpenRequest {
+        device: device(),
+        target: Target::ssh(),
+        remote_port: None,
+        ttl_s: None,
+        idle_s: None,
+        new: true,
+        wait: false,
+        hold: true,
+    };
+    world.store.open(&late, &request, TTL_S, 1).await.unwrap();
+    while world.tunnel(late.request).await.within_ms > 0 {}
+    assert_eq!(
+        refused(world.claim("s1", 2000, late.request).await),
+        FailureKind::Deadline
+    );
+    assert!(
+        world
+            .store
+            .landing(&server_id("s1"), &KEY.parse().unwrap())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let swept = world.store.sweep().await.unwrap();
+    assert_eq!(
+        swept.iter().map(|tunnel| tunnel.id).collect::<Vec<_>>(),
+        vec![late.request]
+    );
+    assert_eq!(world.tunnel(late.request).await.state, TunnelState::Failed);
+}
+
+#[tokio::test]
+async fn a_tunnel_closes_with_its_last_holder_and_a_repeated_close_counts_once() {
+    let world = World::new().await;
+    let (first, second) = (asker("alice"), asker("alice"));
+    world.ask(&first, |_| {}).await;
+    world.ask(&second, |_| {}).await;
+    let which = || Which::Device {
+        device: device(),
+        target: None,
+    };
+    let closer = asker("alice");
+    for _ in 0..3 {
+        let outcomes = world.store.close(&closer, &close(which(), false)).await.unwrap();
+        assert_eq!(
+            outcomes.iter().map(|outcome| outcome.holders_left).collect::<Vec<_>>(),
+            vec![1]
+        );
+    }
+    assert!(
+        world
+            .store
+            .close(&asker("bob"), &close(which(), true))
+            .await
+            .unwrap()
+            .is_empty(),
+        "not bob's"
+    );
+    let last = asker("alice");
+    for _ in 0..2 {
+        let outcomes = world
+            .store
+            .close(&last, &close(Which::Tunnel(second.request), false))
+            .await
+            .unwrap();
+        assert_eq!(
+            outcomes.iter().map(|outcome| outcome.holders_left).collect::<Vec<_>>(),
+            vec![0]
+        );
+    }
+    assert_eq!(world.tunnel(first.request).await.state, TunnelState::Closed);
+}
+
+#[tokio::test]
+async fn force_closes_whoever_holds_and_ends_the_session() {
+    let world = World::new().await;
+    let first = asker("alice");
+    world.ask(&first, |_| {}).await;
+    world.ask(&asker("alice"), |_| {}).await;
+    world.granted("s2", 2000, first.request).await;
+    let outcomes = world
+        .store
+        .close(&asker("alice"), &close(Which::Tunnel(first.request), true))
+        .await
+        .unwrap();
+    assert_eq!(outcomes[0].holders_left, 0);
+    assert_eq!(
+        world.store.evictions(&server_id("s2")).await.unwrap(),
+        vec![(first.request, Epoch(1))]
+    );
+    assert!(
+        !world
+            .store
+            .release(&server_id("s2"), 2000, first.request, Epoch(1), 60)
+            .await
+            .unwrap(),
+        "it is over"
+    );
+}
+
+#[tokio::test]
+async fn a_device_fails_its_own_tunnels_before_they_are_active_and_only_remarks_on_them_after() {
+    let world = World::new().await;
+    let tunnel = world.requested().await;
+    let failure = Failure::new(FailureKind::TargetRefused, "nothing answers");
+    let other: DeviceId = "device-2".parse().unwrap();
+    assert!(
+        world
+            .store
+            .fail(tunnel, &other, &failure, false)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    world.granted("s1", 2000, tunnel).await;
+    world.store.activate(tunnel, Epoch(1)).await.unwrap();
+    assert!(
+        world
+            .store
+            .fail(tunnel, &device(), &failure, false)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(world.tunnel(tunnel).await.failure, None);
+    world.store.note_fault(tunnel, &device(), &failure).await.unwrap();
+    let noted = world.tunnel(tunnel).await;
+    assert_eq!(
+        (noted.state, noted.failure),
+        (TunnelState::Active, Some(failure.clone()))
+    );
+
+    let early = world.requested().await;
+    world.store.answered(early, &device()).await.unwrap();
+    assert!(
+        world
+            .store
+            .fail(early, &device(), &failure, true)
+            .await
+            .unwrap()
+            .is_none(),
+        "it has answered"
+    );
+    let (failed, askers) = world
+        .store
+        .fail(early, &device(), &failure, false)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((failed.state, askers.len()), (TunnelState::Failed, 1));
+}
+
+#[tokio::test]
+async fn presence_is_ordered_by_generation_and_reconciles_both_sides() {
+    let world = World::new().await;
+    let (known, strange) = (world.requested().await, TunnelId::generate());
+    let status = |presence, generation, tunnels| DeviceStatus {
+        v: V1,
+        presence,
+        generation: Generation(generation),
+        instance: InstanceId::generate(),
+        tunnels,
+    };
+    let online = status(Presence::Online, 5, vec![(strange, Epoch(1))]);
+    let reconcile = world.store.presence(&device(), &online).await.unwrap().unwrap();
+    assert_eq!(
+        reconcile.open.iter().map(|tunnel| tunnel.id).collect::<Vec<_>>(),
+        vec![known]
+    );
+    assert_eq!(reconcile.close, vec![(strange, Epoch(1))]);
+    let late = status(Presence::Offline, 4, vec![]);
+    assert!(world.store.presence(&device(), &late).await.unwrap().is_none());
+    assert!(world.store.last_seen(&device()).await.unwrap().0, "still online");
+    let gone = status(Presence::Offline, 5, vec![]);
+    assert!(world.store.presence(&device(), &gone).await.unwrap().is_some());
+    let repeated = status(Presence::Online, 5, vec![]);
+    assert!(
+        world.store.presence(&device(), &repeated).await.unwrap().is_none(),
+        "its goodbye is newer"
+    );
+    assert!(!world.store.last_seen(&device()).await.unwrap().0);
+}
+
+#[tokio::test]
+async fn a_server_is_lost_only_at_the_beat_that_was_seen_and_is_fenced_then() {
+    let world = World::new().await;
+    let (s1, s2) = (server_id("s1"), server_id("s2"));
+    let holder = Holder::this().unwrap();
+    let generation = world.store.take(&s1, Generation(0), &holder).await.unwrap().unwrap();
+    assert_eq!(
+        world.store.take(&s1, Generation(0), &holder).await.unwrap(),
+        None,
+        "two at the same moment"
+    );
+    let health = "127.0.0.1:1".parse().unwrap();
+    assert!(
+        world
+            .store
+            .register(&s1, generation, ServerState::Serving, health, "{}")
+            .await
+            .unwrap()
+    );
+    assert!(world.store.heartbeat(&s1, generation, 1).await.unwrap());
+    let tunnel = world.requested().await;
+    world.granted("s1", 2000, tunnel).await;
+
+    let seen = world.store.heartbeats(&s2).await.unwrap();
+    assert_eq!(
+        (seen.len(), seen[0].beat, seen[0].health),
+        (1, Beat { generation, counter: 1 }, Some(health))
+    );
+    world.store.heartbeat(&s1, generation, 2).await.unwrap();
+    assert!(
+        world.store.declare_lost(&s1, seen[0].beat, 60).await.unwrap().is_none(),
+        "it has beaten since"
+    );
+    let beat = Beat { generation, counter: 2 };
+    let lost = world.store.declare_lost(&s1, beat, 60).await.unwrap().unwrap();
+    assert_eq!(
+        lost.iter().map(|tunnel| (tunnel.id, tunnel.state)).collect::<Vec<_>>(),
+        vec![(tunnel, TunnelState::Reconnecting)]
+    );
+    assert!(world.store.declare_lost(&s1, beat, 60).await.unwrap().is_none(), "once");
+
+    assert!(!world.store.heartbeat(&s1, generation, 3).await.unwrap(), "fenced");
+    assert!(
+        !world
+            .store
+            .register(&s1, generation, ServerState::Serving, health, "{}")
+            .await
+            .unwrap(),
+        "fenced"
+    );
+    assert!(world.store.leases(&s1).await.unwrap().is_empty());
+    assert_eq!(world.granted("s2", 2000, tunnel).await.tunnel.epoch, Epoch(2));
+    assert!(
+        world.store.take(&s1, generation, &holder).await.unwrap().is_some(),
+        "it may come back, at a new generation"
+    );
+}
