@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +8,7 @@ use rssh_proto::{DeviceId, FailureKind};
 use tracing::Level;
 
 use crate::config::Config;
-use crate::{agent, dial, init};
+use crate::{agent, init};
 
 /// The rssh device agent: opens reverse SSH tunnels when it is asked to, and only then.
 #[derive(Debug, Parser)]
@@ -24,7 +23,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Waits for orders and carries them out; exits on SIGTERM and SIGINT.
+    /// Waits for orders and carries them out; SIGTERM ends it with its tunnels, SIGUSR1 leaves them for the next.
     Run {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
@@ -41,18 +40,10 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Connects and passes the socket to ssh (ProxyUseFdpass).
-    #[command(hide = true)]
-    Dial { host: String, port: u16 },
 }
 
 /// Runs the program: what `main` does.
 pub fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    // ssh waits for each dial: the parser and all else that the other commands need stays out of its way.
-    if let Some(exit) = dial::main(&arguments) {
-        return exit;
-    }
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_max_level(arguments.log)
@@ -105,6 +96,5 @@ fn run(command: Command) -> Result<(), Exit> {
             .map_err(misconfigured)
             .and_then(|config| config.check().map_err(misconfigured)),
         Command::Init { device, dir } => init::init(&device, &dir).map_err(failed),
-        Command::Dial { host, port } => dial::dial(&host, port).map_err(failed),
     }
 }

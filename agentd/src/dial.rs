@@ -1,20 +1,17 @@
-//! `dial HOST PORT`: opens the connection for ssh and hands the socket over (ssh_config(5), ProxyUseFdpass).
+//! The connection that an ssh is started with.
 //!
 //! A socket that ssh opens itself waits twice for 40 ms, Nagle's algorithm against the peer's delayed acknowledgement,
-//! and notices a dead peer late. This one is set up first; no byte is copied afterwards.
+//! and notices a dead peer late. This one is set up first and becomes ssh's standard input and output, which
+//! `ProxyCommand -` has it use (sshconnect.c, since OpenSSH 6.6; ssh_config(5) does not mention it). No process stands
+//! in between: one that hands its socket over (`ProxyUseFdpass`) and the shell that ssh starts it with take a fifth
+//! of the processor time of the whole login.
 
-use std::ffi::OsString;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::net::{TcpStream, ToSocketAddrs as _};
-use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use rssh_proto::HostPort;
 use rustix::net::sockopt;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-
-use rssh_proto::FailureKind;
 
 /// How long one address may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
@@ -23,67 +20,45 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Silence before the first keepalive probe, and between probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// What starts each error that dialling prints to ssh's standard error.
-pub const ERROR_PREFIX: &str = "rssh-agentd: ";
-
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     #[error("cannot resolve {host}: {source}")]
     Resolve { host: String, source: io::Error },
-    #[error("cannot connect to {host} port {port}: {source}")]
-    Connect { host: String, port: u16, source: io::Error },
-    #[error("cannot hand the connection to ssh: {0}; dial is run by ssh, not by hand")]
-    HandOver(io::Error),
+    #[error("cannot connect to {to}: {source}")]
+    Connect { to: HostPort, source: io::Error },
 }
 
-/// Runs the command when these arguments (without the program's name) are exactly `dial HOST PORT`.
-pub fn main(arguments: &[OsString]) -> Option<ExitCode> {
-    let [command, host, port] = arguments else {
-        return None;
-    };
-    let (host, port) = (host.to_str()?, port.to_str()?.parse().ok()?);
-    if command != "dial" {
-        return None;
-    }
-    Some(match dial(host, port) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{ERROR_PREFIX}{error}");
-            ExitCode::from(FailureKind::NobodyServing.exit_code())
-        }
-    })
-}
-
-/// Connects and passes the socket over standard output.
+/// Connects to the first address of a host that answers.
 ///
 /// # Errors
-/// When no address of the host answers, or standard output is not the socket that ssh waits on.
-pub fn dial(host: &str, port: u16) -> Result<(), DialError> {
-    let stream = connect(host, port)?;
-    hand_over(io::stdout(), &stream).map_err(DialError::HandOver)
-}
-
-fn connect(host: &str, port: u16) -> Result<TcpStream, DialError> {
+/// When the host has no address, or none answers.
+pub async fn dial(to: &HostPort) -> Result<TcpStream, DialError> {
+    let host = to.host();
+    let addresses = tokio::net::lookup_host((host.as_str(), to.port()))
+        .await
+        .map_err(|source| DialError::Resolve {
+            host: host.clone(),
+            source,
+        })?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    let addresses = (host, port).to_socket_addrs().map_err(|source| DialError::Resolve {
-        host: host.to_owned(),
-        source,
-    })?;
     for address in addresses {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => {
-                tune(&stream);
-                return Ok(stream);
-            }
+        match connect(address).await {
+            Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
     }
     Err(DialError::Connect {
-        host: host.to_owned(),
-        port,
+        to: to.clone(),
         source: last,
     })
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(address)).await??;
+    let stream = stream.into_std()?;
+    tune(&stream);
+    Ok(stream)
 }
 
 /// Sets what makes the connection quick and its loss soon noticed; a kernel that refuses some of it still connects.
@@ -95,69 +70,29 @@ fn tune(stream: &TcpStream) {
     let _ = sockopt::set_tcp_keepintvl(stream, KEEPALIVE);
 }
 
-/// Sends a descriptor with one byte, as ssh's mm_receive_fd expects it.
-fn hand_over(socket: impl AsFd, stream: &TcpStream) -> io::Result<()> {
-    let descriptors = [stream.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::empty())?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::IoSliceMut;
     use std::net::TcpListener;
-    use std::os::unix::net::UnixStream;
-
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
     use super::*;
 
-    #[test]
-    fn the_socket_arrives_connected_and_tuned() {
+    #[tokio::test]
+    async fn the_socket_is_connected_and_tuned() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        hand_over(&ours, &connect("127.0.0.1", port).unwrap()).unwrap();
-
-        let mut byte = [7];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut slices = [IoSliceMut::new(&mut byte)];
-        let received = recvmsg(&theirs, &mut slices, &mut control, RecvFlags::empty()).unwrap();
-        assert_eq!(received.bytes, 1);
-        let Some(RecvAncillaryMessage::ScmRights(mut descriptors)) = control.drain().next() else {
-            panic!("no descriptor came");
-        };
-        let stream = TcpStream::from(descriptors.next().unwrap());
+        let address = listener.local_addr().unwrap();
+        let stream = dial(&address.to_string().parse().unwrap()).await.unwrap();
         assert!(stream.nodelay().unwrap());
         assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 30_000);
-        assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
+        assert_eq!(stream.peer_addr().unwrap(), address);
     }
 
-    #[test]
-    fn a_closed_port_is_named() {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let error = connect("127.0.0.1", port).unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!("cannot connect to 127.0.0.1 port {port}: ")),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn only_a_dial_is_taken_before_the_parser() {
-        for other in [
-            &["run"][..],
-            &["dial"],
-            &["dial", "h", "p"],
-            &["dial", "h", "22", "x"],
-            &["x", "h", "22"],
-        ] {
-            let arguments: Vec<OsString> = other.iter().map(Into::into).collect();
-            assert!(main(&arguments).is_none(), "{other:?}");
-        }
+    #[tokio::test]
+    async fn a_closed_port_is_named() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = dial(&address.to_string().parse().unwrap())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(&format!("cannot connect to {address}: ")), "{error}");
     }
 }

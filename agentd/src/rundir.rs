@@ -199,7 +199,7 @@ impl TunnelDir {
         std::mem::forget(self);
     }
 
-    /// What ssh and the dial say.
+    /// What ssh says.
     pub fn log(&self) -> PathBuf {
         self.path.join(LOG)
     }

@@ -1,6 +1,5 @@
 //! What an agent needs before it runs: all that can be wrong with its configuration shows here.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -43,18 +42,9 @@ impl Prepared {
     /// # Errors
     /// When a part of it cannot be used.
     pub fn new(config: Config) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        Self::with_program(config, &program)
-    }
-
-    /// The same, where another file is the program that dials.
-    ///
-    /// # Errors
-    /// When a part of it cannot be used.
-    pub fn with_program(config: Config, program: &Path) -> anyhow::Result<Self> {
         config.check_ssh()?;
         let tls = Identity::load(&config.identity())?.client_config()?;
-        let ssh = prepare_ssh(&config, program)?;
+        let ssh = prepare_ssh(&config)?;
         let inherited = ssh.inherit(&config.device).context("cannot clear the run directory")?;
         let generation = Arc::new(AtomicU64::new(0));
         let instance = InstanceId::generate();
@@ -83,11 +73,11 @@ impl Prepared {
     }
 }
 
-fn prepare_ssh(config: &Config, program: &Path) -> anyhow::Result<Ssh> {
+fn prepare_ssh(config: &Config) -> anyhow::Result<Ssh> {
     let run = RunDir::open(&config.state_dir, &config.device)?;
     let aes = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| ssh_config::has_aes(&text));
     let file = run.ssh_config();
-    std::fs::write(&file, ssh_config::render(&config.ssh, program, aes))
+    std::fs::write(&file, ssh_config::render(&config.ssh, aes))
         .with_context(|| format!("cannot write {}", file.display()))?;
     Ok(Ssh::new(&config.ssh.program, run))
 }

@@ -13,10 +13,10 @@ pub fn has_aes(cpuinfo: &str) -> bool {
         .any(|line| line.split_whitespace().any(|flag| flag == "aes"))
 }
 
-/// Renders the configuration; `agent` is this program, which ssh runs to dial.
+/// Renders the configuration.
 ///
 /// The paths in `ssh` are known to be quotable.
-pub fn render(ssh: &Ssh, agent: &Path, aes: bool) -> String {
+pub fn render(ssh: &Ssh, aes: bool) -> String {
     let ciphers = if aes {
         "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com"
     } else {
@@ -43,12 +43,8 @@ pub fn render(ssh: &Ssh, agent: &Path, aes: bool) -> String {
     set("IdentityAgent", "none");
     set("PreferredAuthentications", "publickey");
     set("BatchMode", "yes");
-    // The connection: our own dial, see `dial`.
-    set(
-        "ProxyCommand",
-        &format!("{} dial %h %p", shell_quoted(&agent.to_string_lossy())),
-    );
-    set("ProxyUseFdpass", "yes");
+    // The connection: standard input and output, see `dial`.
+    set("ProxyCommand", "-");
     set("ConnectTimeout", "10");
     set("ServerAliveInterval", "15");
     set("ServerAliveCountMax", "3");
@@ -75,11 +71,6 @@ fn quoted(path: &Path) -> String {
     format!("\"{}\"", path.display())
 }
 
-/// A text as one word of the shell that runs a ProxyCommand; ssh takes `%` first.
-fn shell_quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,21 +88,12 @@ mod tests {
     #[test]
     fn host_keys_are_always_checked_against_the_pinned_ca() {
         for kex in [Kex::Fast, Kex::System] {
-            let text = render(&ssh(kex), Path::new("/usr/bin/rssh-agentd"), true);
+            let text = render(&ssh(kex), true);
             assert!(text.contains("    StrictHostKeyChecking yes\n"));
             assert!(text.contains("    HostKeyAlias rssh-sshd\n"));
             assert!(text.contains("    IdentityFile \"/etc/rssh/ssh key\"\n"));
             assert_eq!(text.contains("KexAlgorithms"), kex == Kex::Fast);
         }
-    }
-
-    #[test]
-    fn the_dial_command_is_one_word_for_the_shell_and_literal_for_ssh() {
-        let text = render(&ssh(Kex::Fast), Path::new("/opt/a b'c%h/rssh-agentd"), true);
-        assert!(
-            text.contains(r"    ProxyCommand '/opt/a b'\''c%%h/rssh-agentd' dial %h %p"),
-            "{text}"
-        );
     }
 
     #[test]
@@ -121,7 +103,7 @@ mod tests {
         assert!(!has_aes("Features\t: half thumb neon vfpv4\n"));
         assert!(!has_aes("model name\t: aes engine\nflags: fpu vaes\n"));
         let first = |aes| {
-            let text = render(&ssh(Kex::Fast), Path::new("/a"), aes);
+            let text = render(&ssh(Kex::Fast), aes);
             let line = text
                 .lines()
                 .find(|line| line.contains("Ciphers"))

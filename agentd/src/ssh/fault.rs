@@ -2,8 +2,6 @@
 
 use rssh_proto::text::sanitize;
 
-use crate::dial;
-
 /// Why an ssh ended, for a person; and whether another try may go better.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -120,12 +118,8 @@ pub fn is_target_refused(line: &str) -> bool {
         .is_some_and(|rest| rest.trim_end().ends_with(": failed.") || rest.contains(": unknown host ("))
 }
 
-/// Reads what ssh and its dial wrote.
+/// Reads what ssh wrote.
 pub fn explain(log: &str) -> Fault {
-    // What the dial says is a whole sentence already, and ssh then only complains that it has no socket.
-    if let Some(said) = log.lines().find_map(|line| line.strip_prefix(dial::ERROR_PREFIX)) {
-        return Fault::passing(sanitize(said.trim_end(), 200));
-    }
     if let Some((_, reason, retry)) = KNOWN.iter().find(|(says, _, _)| log.contains(says)) {
         return Fault {
             reason: (*reason).to_owned(),
@@ -175,12 +169,6 @@ mod tests {
         (
             "rssh-tunnel@127.0.0.1: Permission denied (publickey).\r\n",
             "does not admit",
-            true,
-        ),
-        (
-            "rssh-agentd: cannot connect to 127.0.0.1 port 2222: Connection refused (os error 111)\n\
-             mm_receive_fd: no message header\r\nproxy dialer did not pass back a connection\r\n",
-            "cannot connect to 127.0.0.1 port 2222: Connection refused",
             true,
         ),
         (

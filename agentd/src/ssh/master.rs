@@ -3,10 +3,11 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 
 use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -27,7 +28,7 @@ pub(super) enum Did {
 /// A running ssh; killed when dropped.
 pub(super) struct Master {
     pid: Pid,
-    /// It, if this agent started it: then it leads a process group, which its dial belongs to.
+    /// It, if this agent started it.
     child: Option<Child>,
     pidfd: AsyncFd<OwnedFd>,
     /// Watches the tunnel's directory for the control socket, and for what is written to the log.
@@ -37,8 +38,15 @@ pub(super) struct Master {
 }
 
 impl Master {
-    /// Starts ssh with the tunnel's directory as its working directory, so that its socket has a short name.
-    pub(super) fn spawn(program: &Path, config: &Path, dir: &TunnelDir, landing: &Landing) -> io::Result<Self> {
+    /// Starts ssh on a connection, with the tunnel's directory as its working directory, so that its socket has a short
+    /// name.
+    pub(super) fn spawn(
+        program: &Path,
+        config: &Path,
+        dir: &TunnelDir,
+        landing: &Landing,
+        connection: TcpStream,
+    ) -> io::Result<Self> {
         let log = OpenOptions::new().create(true).append(true).open(dir.log())?;
         let changes = changes(dir.path())?;
         let mut child = Command::new(program)
@@ -49,15 +57,18 @@ impl Master {
             .args(["-p", &landing.lb.port().to_string()])
             .args(["--", &landing.lb.host()])
             .current_dir(dir.path())
-            // ssh runs its ProxyCommand with $SHELL: the smallest one there is.
-            .env("SHELL", "/bin/sh")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdin(OwnedFd::from(connection.try_clone()?))
+            .stdout(OwnedFd::from(connection))
             .stderr(log)
+            // What a terminal sends to the agent is not for its ssh.
             .process_group(0)
             .spawn()?;
-        match watch(&child) {
-            Ok((pid, pidfd)) => Ok(Self {
+        let pid = Pid::from_child(&child);
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(io::Error::from)
+            .and_then(watched)
+        {
+            Ok(pidfd) => Ok(Self {
                 pid,
                 child: Some(child),
                 pidfd,
@@ -136,10 +147,9 @@ impl Master {
         }
     }
 
-    /// Ends ssh and its dial, and waits until they are gone; the status of a child that ended by itself.
+    /// Ends ssh and waits until it is gone; the status of a child that ended by itself.
     pub(super) async fn end(&mut self) -> Option<ExitStatus> {
         let by_itself = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-        // A dial may outlive its ssh.
         self.kill();
         self.ended().await;
         self.reap();
@@ -152,14 +162,9 @@ impl Master {
     }
 
     fn kill(&self) {
-        if self.done {
-            return;
+        if !self.done {
+            let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
         }
-        let _ = match self.child {
-            // A child keeps its id, and so the group's, until it is reaped.
-            Some(_) => rustix::process::kill_process_group(self.pid, Signal::KILL),
-            None => rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL),
-        };
     }
 
     fn reap(&mut self) {
@@ -191,12 +196,6 @@ fn changes(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
     inotify::add_watch(&inotify, dir, inotify::WatchFlags::CREATE | inotify::WatchFlags::MODIFY)?;
     watched(inotify)
-}
-
-fn watch(child: &Child) -> io::Result<(Pid, AsyncFd<OwnedFd>)> {
-    let pid = Pid::from_child(child);
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-    Ok((pid, watched(pidfd)?))
 }
 
 /// Why an ssh failed: by what it said, else by how it ended; `None` when neither tells.

@@ -1,11 +1,11 @@
 //! The system `ssh`: one master per tunnel, driven over its control socket.
 //!
 //! ```text
-//! spawn -> control socket appears -> claim -> remote forward -> carry until its end
+//! dial -> spawn -> control socket appears -> claim -> remote forward -> carry until its end
 //! ```
 //! The master is started here and not by the openssh crate's own launcher, which takes `ssh` from the PATH, has it
-//! daemonise, and so loses its pid. As a child in a process group of its own it can be watched by a pidfd from the
-//! first moment, and killed together with its dial. All else goes through [`openssh::Session`] (native-mux).
+//! daemonise, and so loses its pid. As a child it can be watched by a pidfd from the
+//! first moment. All else goes through [`openssh::Session`] (native-mux).
 
 pub mod config;
 pub mod fault;
@@ -25,6 +25,7 @@ use rssh_proto::{Failure, FailureKind, HostPort, Target, TunnelId};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 
+use crate::dial::dial;
 use crate::process::Process;
 use crate::rundir::{RunDir, TunnelDir};
 use fault::Fault;
@@ -152,6 +153,16 @@ impl Ssh {
     /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
     /// returns, unless `stop` says so, nor when it is dropped.
     pub async fn carry(&self, landing: &Landing, stop: impl Future<Output = Stop>, tell: impl FnMut(News)) -> Ended {
+        tokio::pin!(stop);
+        let dialed = tokio::select! {
+            biased;
+            _ = &mut stop => return Ended::Stopped,
+            dialed = dial(&landing.lb) => dialed,
+        };
+        let connection = match dialed {
+            Ok(connection) => connection,
+            Err(error) => return Ended::Failed(Fault::passing(error.to_string())),
+        };
         let dir = match self.run.prepare(landing.tunnel) {
             Ok(dir) => dir,
             Err(error) => {
@@ -160,7 +171,7 @@ impl Ssh {
                 )));
             }
         };
-        let mut master = match Master::spawn(&self.program, &self.config, &dir, landing) {
+        let mut master = match Master::spawn(&self.program, &self.config, &dir, landing, connection) {
             Ok(master) => master,
             Err(error) => {
                 return Ended::Failed(Fault::passing(format!(
@@ -171,7 +182,7 @@ impl Ssh {
         };
         let outcome = tokio::select! {
             biased;
-            stop = stop => Outcome::Stopped(stop),
+            stop = &mut stop => Outcome::Stopped(stop),
             ended = conduct(&mut master, &dir, landing, tell) => Outcome::Ended(ended),
         };
         conclude(master, dir, outcome).await
