@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 
 use crate::server::Server;
-use crate::{process, sock_diag, sshd};
+use crate::{sock_diag, sshd};
 
 /// What the check says.
 #[derive(Debug, Serialize)]
@@ -84,9 +84,6 @@ fn fault(server: &Server) -> Option<&'static str> {
     if !listens {
         return Some("sshd does not listen");
     }
-    let stopped = std::fs::read_to_string(sshd::pid_file(&server.config.sshd.dir))
-        .ok()
-        .and_then(|text| process::stat(text.trim().parse().ok()?))
-        .is_none_or(|stat| matches!(stat.state, 'T' | 't' | 'Z'));
+    let stopped = sshd::running(&server.config.sshd).is_none_or(|stat| matches!(stat.state, 'T' | 't'));
     stopped.then_some("sshd does not run")
 }

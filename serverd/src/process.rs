@@ -76,6 +76,11 @@ pub fn sockets(pid: i32) -> impl Iterator<Item = (i32, u32)> {
     entries.into_iter().flatten().flatten().filter_map(socket)
 }
 
+/// The control group of a process, as /proc/PID/cgroup has it. cgroups(7).
+pub fn control_group(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()
+}
+
 /// Every process of a user.
 pub fn of_user(uid: u32) -> Vec<Process> {
     fs::read_dir("/proc")

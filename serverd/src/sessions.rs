@@ -9,11 +9,11 @@ use rssh_proto::topic::Topic;
 use rssh_proto::{Epoch, TunnelId};
 use tokio::sync::mpsc;
 
-use crate::lease::{Command, Terms};
+use crate::lease::{Command, Leases, Terms};
 use crate::process::{self, Process, end_session};
 use crate::server::Server;
-use crate::sock_diag;
 use crate::store::{StoreError, Tunnel};
+use crate::{sock_diag, sshd};
 
 /// How often unknown sessions, evictions and idle tunnels are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -179,15 +179,29 @@ pub async fn adopt(server: &Arc<Server>) -> Result<(), StoreError> {
 }
 
 /// Ends those of some processes that are sessions of this server's sshd and hold no lease; returns how many.
-fn end_unknown(server: &Server, mut suspects: Vec<Process>) -> usize {
-    suspects.retain(|process| !server.leases().knows_child(*process));
-    let unknown = ours(server, suspects);
+fn end_unknown(server: &Server, suspects: Vec<Process>) -> usize {
+    let mut unknown = ours(server, suspects);
+    unknown.retain(|process| !is_known(&server.leases(), *process));
     for process in &unknown {
         tracing::warn!(%process, "session without a lease ended");
         end_session(None, Some(*process));
     }
     unknown.len()
 }
+
+/// Whether a process belongs to a login that is known: its child, its forced command, or still on its way to either.
+fn is_known(leases: &Leases, process: Process) -> bool {
+    let parent = |process: &Process| {
+        let parent = process::stat(process::stat(process.pid)?.parent)?;
+        Some(parent.process)
+    };
+    std::iter::successors(Some(process), parent)
+        .take(GENERATIONS)
+        .any(|ancestor| leases.knows_child(ancestor) || leases.knows_login(ancestor))
+}
+
+/// A monitor's child, and the forced command that the child runs.
+const GENERATIONS: usize = 3;
 
 /// Ends every session of this server's sshd: it is fenced, and its leases are others' to give now.
 pub fn end_all(server: &Server) {
@@ -196,20 +210,17 @@ pub fn end_all(server: &Server) {
     }
 }
 
-/// Those of some processes that are sessions of this server's sshd.
+/// Those of some processes of the session account that are this server's sshd's.
 ///
-/// Another sshd may run sessions under the same account, in a container or for another server: a session is this
-/// server's when its connection came in where this server's sshd listens.
+/// Another sshd may run sessions under the same account, in a container for one. They are told apart by the control
+/// group, which systemd gives each service and which anyone may read; where sshd does not run, the account decides.
 fn ours(server: &Server, mut processes: Vec<Process>) -> Vec<Process> {
     if processes.is_empty() {
         return processes;
     }
-    match sock_diag::accepted(&server.config.sshd.listen) {
-        Ok(ours) => processes.retain(|process| process::sockets(process.pid).any(|(_, inode)| ours.contains(&inode))),
-        Err(error) => {
-            tracing::error!(%error, "cannot look at the kernel's sockets");
-            processes.clear();
-        }
+    let sshd = sshd::running(&server.config.sshd).and_then(|sshd| process::control_group(sshd.process.pid));
+    if let Some(group) = sshd {
+        processes.retain(|process| process::control_group(process.pid).is_some_and(|other| other == group));
     }
     processes
 }
@@ -248,19 +259,12 @@ async fn evict(server: &Arc<Server>) {
 
 fn look(server: &Arc<Server>) -> io::Result<()> {
     let address = server.config.sshd.address;
-    let unknown: Vec<sock_diag::Listener> = sock_diag::listeners(address)?
+    let stray = sock_diag::listeners(address)?
         .into_iter()
-        .filter(|listener| listener.uid == server.session_uid && !server.leases().permits(listener.port))
-        .collect();
-    if !unknown.is_empty() {
-        let mut owners = process::of_user(server.session_uid);
-        owners.retain(|process| {
-            process::sockets(process.pid).any(|(_, inode)| unknown.iter().any(|listener| listener.inode == inode))
-        });
-        for process in owners {
-            tracing::warn!(%process, "listener without a lease: session ended");
-            end_session(None, Some(process));
-        }
+        .find(|listener| listener.uid == server.session_uid && !server.leases().permits(listener.port));
+    if let Some(listener) = stray {
+        tracing::warn!(port = listener.port, "listener without a lease");
+        end_unknown(server, process::of_user(server.session_uid));
     }
     // A child whose monitor has died belongs to the system's first process.
     let orphans = process::children(1)

@@ -1,6 +1,6 @@
 //! The kernel's table of TCP sockets, by sock_diag(7): who listens, and how many connections a port carries.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -76,34 +76,6 @@ pub fn connections(address: IpAddr) -> io::Result<HashMap<u16, u32>> {
         }
     })?;
     Ok(counts)
-}
-
-/// The numbers, as in /proc/*/fd, of the sockets of connections that came in at these addresses.
-///
-/// # Errors
-/// When the kernel has no sock_diag.
-pub fn accepted(at: &[SocketAddr]) -> io::Result<HashSet<u32>> {
-    let mut inodes = HashSet::new();
-    let came_in = |local: SocketAddr| {
-        at.iter()
-            .any(|at| at.port() == local.port() && (at.ip() == local.ip() || at.ip().is_unspecified()))
-    };
-    let families: BTreeSet<bool> = at.iter().map(SocketAddr::is_ipv4).collect();
-    for ipv4 in families {
-        let family: IpAddr = if ipv4 {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-        let states = StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT | StateFlags::FIN_WAIT1 | StateFlags::FIN_WAIT2;
-        ask(family, any(family), states, NLM_F_DUMP, |header| {
-            let id = &header.socket_id;
-            if came_in(SocketAddr::new(id.source_address, id.source_port)) {
-                inodes.insert(header.inode);
-            }
-        })?;
-    }
-    Ok(inodes)
 }
 
 fn read(header: &InetResponseHeader) -> Listener {
@@ -207,9 +179,6 @@ mod tests {
         let _client = TcpStream::connect(address).unwrap();
         assert_eq!(listener(address).unwrap().unwrap().waiting, 1);
         let _accepted = socket.accept().unwrap();
-        let sockets = accepted(&[address]).unwrap();
-        let this = i32::try_from(std::process::id()).unwrap();
-        assert!(sockets.len() == 1 && crate::process::sockets(this).any(|(_, inode)| sockets.contains(&inode)));
         assert_eq!(connections(address.ip()).unwrap().get(&address.port()), Some(&1));
         drop(socket);
         assert_eq!(listener(address).unwrap(), None);

@@ -192,11 +192,7 @@ pub fn render(config: &Config) -> Result<(), SshdError> {
 /// # Errors
 /// When sshd does not run, or the caller may not reach into its descriptors.
 pub fn nodelay(sshd: &Sshd) -> Result<(), SshdError> {
-    let pid_file = pid_file(&sshd.dir);
-    let running = std::fs::read_to_string(&pid_file)
-        .ok()
-        .and_then(|text| process::stat(text.trim().parse().ok()?))
-        .ok_or(SshdError::NotRunning(pid_file))?;
+    let running = running(sshd).ok_or_else(|| SshdError::NotRunning(pid_file(&sshd.dir)))?;
     let handle = running.process.handle().map_err(SshdError::Descriptors)?;
     let mut listening = Vec::new();
     for address in &sshd.listen {
@@ -218,8 +214,14 @@ pub const AUTHORIZE_SOCKET: &str = "authorize.sock";
 /// The name of the socket that the claim helper asks.
 pub const CLAIM_SOCKET: &str = "claim.sock";
 
+/// The sshd that listens, if it runs.
+pub fn running(sshd: &Sshd) -> Option<process::Stat> {
+    let pid = std::fs::read_to_string(pid_file(&sshd.dir)).ok()?.trim().parse().ok()?;
+    process::stat(pid).filter(|stat| stat.state != 'Z')
+}
+
 /// Where sshd writes its process id.
-pub fn pid_file(dir: &Path) -> PathBuf {
+fn pid_file(dir: &Path) -> PathBuf {
     dir.join("sshd.pid")
 }
 
