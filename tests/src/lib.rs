@@ -10,6 +10,7 @@ pub mod component;
 pub mod control;
 pub mod demo;
 pub mod enter;
+pub mod faults;
 pub mod files;
 pub mod interrupt;
 pub mod lab;
