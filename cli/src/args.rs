@@ -86,6 +86,7 @@ pub enum Command {
     Exec(ExecArgs),
     Init(InitArgs),
     Config(ConfigArgs),
+    Doctor(DoctorArgs),
 }
 
 /// Says what clap found: help and version as they are, an error in one line.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rssh_mqtt::session::Down;
 use rssh_mqtt::{Delivery, Event, Publish, PublishError, Session, Settings};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::{self, CloseRequest, Operation, Rank, Reply, Which};
@@ -56,6 +57,23 @@ impl Control {
             events,
             driver: tokio::spawn(driver).abort_handle(),
             brokers: profile.brokers.len(),
+        }
+    }
+
+    /// Waits until the session is up, which includes that answers can come.
+    ///
+    /// # Errors
+    /// Why it is not, at each broker; the last reason.
+    pub async fn connected(&mut self) -> Result<(), Down> {
+        let mut tries = self.brokers;
+        loop {
+            match self.events.recv().await {
+                Some(Event::Up) => return Ok(()),
+                Some(Event::Down(down)) if tries <= 1 => return Err(down),
+                Some(Event::Down(_)) => tries -= 1,
+                Some(Event::Message(_)) => {}
+                None => return std::future::pending().await,
+            }
         }
     }
 

@@ -16,6 +16,7 @@ pub mod cache;
 pub mod cmd;
 pub mod control;
 pub mod error;
+pub mod examine;
 pub mod files;
 pub mod known;
 pub mod lb;
@@ -72,6 +73,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Exec(args) => block_on(cmd::exec::run(common, args)),
         Command::Init(args) => cmd::init::run(common, args),
         Command::Config(args) => cmd::config::run(common, args),
+        Command::Doctor(args) => block_on(cmd::doctor::run(common, args)),
     }
 }
 

@@ -111,12 +111,16 @@ impl Profile {
     /// # Errors
     /// When a file is missing, exposed or wrong.
     pub fn tls(&self) -> Result<Arc<rustls::ClientConfig>, ProfileError> {
-        let files = IdentityFiles {
+        Ok(Arc::new(Identity::load(&self.identity())?.client_config()?))
+    }
+
+    /// Where the identity lies.
+    pub fn identity(&self) -> IdentityFiles {
+        IdentityFiles {
             ca: self.ca.clone(),
             cert: self.cert.clone(),
             key: self.key.clone(),
-        };
-        Ok(Arc::new(Identity::load(&files)?.client_config()?))
+        }
     }
 }
 

@@ -126,12 +126,25 @@ pub fn ended(log: &str) -> Ended {
         .lines()
         .map(str::trim)
         .rfind(|line| !line.is_empty() && !chatter.iter().any(|start| line.starts_with(start)));
-    let reason = sanitize(reason.unwrap_or("ssh gave no reason"), 200);
+    let silent = if log.contains("debug1: Exit status -1") {
+        "it ended without an exit code"
+    } else {
+        "ssh gave no reason"
+    };
+    let reason = sanitize(reason.unwrap_or(silent), 200);
     if log.lines().any(|line| line.starts_with("Authenticated to ")) {
         Ended::Cut(reason)
     } else {
         Ended::NotLoggedIn(reason)
     }
+}
+
+/// The version in what `ssh -V` says, such as `OpenSSH_9.2p1 Debian-2, OpenSSL 3.0.20`; `None` for another ssh.
+pub fn version(said: &str) -> Option<(u16, u16)> {
+    let number = said.strip_prefix("OpenSSH_")?;
+    let (major, rest) = number.split_once('.')?;
+    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// ssh could not be started.
@@ -169,7 +182,7 @@ mod tests {
             assert_eq!(ended(&log), Ended::Exited(code));
         }
         let signal = log(&format!("{out}debug1: Exit status -1\r\n"));
-        assert_eq!(ended(&signal), Ended::Cut("ssh gave no reason".into()));
+        assert_eq!(ended(&signal), Ended::Cut("it ended without an exit code".into()));
         let cut = log("client_loop: send disconnect: Broken pipe\r\n");
         assert_eq!(
             ended(&cut),
@@ -190,5 +203,17 @@ mod tests {
             );
         }
         assert_eq!(ended(""), Ended::NotLoggedIn("ssh gave no reason".into()));
+    }
+
+    #[test]
+    fn a_version_is_read_where_it_is_openssh() {
+        for (said, expected) in [
+            ("OpenSSH_9.2p1 Debian-2+deb12u10, OpenSSL 3.0.20", Some((9, 2))),
+            ("OpenSSH_10.0p2", Some((10, 0))),
+            ("OpenSSH_for_Windows_9.5p1", None),
+            ("Dropbear v2022.83", None),
+        ] {
+            assert_eq!(version(said), expected, "{said}");
+        }
     }
 }

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use rssh_proto::UserId;
+use rssh_proto::duration::Span;
+
+use super::values::positive;
 
 /// Makes your private key and the request for its certificate, in the profile's directory.
 ///
@@ -66,4 +69,20 @@ pub struct ConfigSshAction {
     /// Print the file instead
     #[arg(long)]
     pub print: bool,
+}
+
+/// Examines what a session needs, from the profile to the servers, and says what to do where something is amiss.
+///
+/// The exit code is 0 when nothing fails, else 1.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh doctor
+  rssh doctor --json | jq -r 'select(.status == \"fail\") | .remedy'")]
+pub struct DoctorArgs {
+    /// Print one JSON object for each check: check, status (ok, warn or fail), detail, remedy
+    #[arg(long)]
+    pub json: bool,
+    /// Give a check up after this time
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive)]
+    pub timeout: Span,
 }

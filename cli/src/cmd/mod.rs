@@ -2,6 +2,7 @@
 
 pub mod close;
 pub mod config;
+pub mod doctor;
 pub mod exec;
 pub mod forward;
 pub mod init;

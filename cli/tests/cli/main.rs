@@ -5,6 +5,7 @@
 mod balancer;
 mod broker;
 mod config;
+mod doctor;
 mod exec;
 mod forward;
 mod open;
