@@ -1,0 +1,204 @@
+//! Hostile keys, users and messages against the real stack, and failures as people meet them.
+//!
+//! All of a run share one lab; each test has a device and a user of its own. Its servers say at which port they let
+//! whom listen: serverd logs its reservations, sshd its decisions.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod broker;
+mod claims;
+mod keys;
+mod names;
+mod thief;
+
+use std::collections::HashSet;
+use std::fs;
+use std::num::NonZeroU32;
+use std::ops::Deref;
+use std::process::Output;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::{Duration, Instant};
+
+use rssh_lab::component::Component;
+use rssh_lab::place::{HEALTH_PORT, Place, SSHD_PORTS, server_address, socket};
+use rssh_lab::{Action, Lab, Options};
+use rssh_proto::failure::FailureKind;
+use serde::Deserialize;
+
+/// How many servers the lab has.
+const SERVERS: u32 = 2;
+
+/// Held for reading by each test, for writing by those that take something away from all.
+static PEACE: RwLock<()> = RwLock::new(());
+
+/// The lab that tests share, for as long as nobody else needs it alone.
+struct Shared<Guard> {
+    // Dropped last: the lab may end with it.
+    lab: Arc<Lab>,
+    _guard: Guard,
+}
+
+impl<Guard> Deref for Shared<Guard> {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+/// The lab, beside other tests.
+fn lab() -> Shared<RwLockReadGuard<'static, ()>> {
+    let guard = PEACE.read().unwrap_or_else(PoisonError::into_inner);
+    Shared {
+        lab: running(),
+        _guard: guard,
+    }
+}
+
+/// The lab, while no other test uses it.
+fn lab_alone() -> Shared<RwLockWriteGuard<'static, ()>> {
+    let guard = PEACE.write().unwrap_or_else(PoisonError::into_inner);
+    Shared {
+        lab: running(),
+        _guard: guard,
+    }
+}
+
+/// The lab: up from the first that asks to the last that lets go.
+fn running() -> Arc<Lab> {
+    static RUNNING: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
+    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lab) = running.upgrade() {
+        return lab;
+    }
+    let options = Options {
+        servers: NonZeroU32::new(SERVERS).unwrap(),
+        devices: 42,
+        users: 28,
+    };
+    let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
+    make_talkative(&lab);
+    *running = Arc::downgrade(&lab);
+    lab
+}
+
+/// Has serverd log each reservation, and sshd what it permits to whom.
+fn make_talkative(lab: &Lab) {
+    for n in 1..=SERVERS {
+        let name = format!("serverd-{n}");
+        let component = Component::read(lab.dir(), &name).unwrap();
+        component
+            .env("RSSH_LOG", "info,rssh_serverd=debug")
+            .write(lab.dir())
+            .unwrap();
+        // It writes sshd's configuration when it starts.
+        lab.ctl(Action::Restart, &name).unwrap();
+        let file = lab.dir().join(format!("servers/s{n}/sshd/sshd_config"));
+        let config = fs::read_to_string(&file).unwrap();
+        assert!(config.contains("LogLevel VERBOSE\n"), "{config}");
+        fs::write(&file, config.replace("LogLevel VERBOSE\n", "LogLevel DEBUG1\n")).unwrap();
+        lab.ctl(Action::Restart, &format!("sshd-{n}")).unwrap();
+    }
+    let doors = SERVERS as usize * SSHD_PORTS.len();
+    within(Duration::from_secs(10), "the load balancer sees every sshd", || {
+        rssh_lab::parts::router::servers_up(lab.dir()).is_ok_and(|up| up >= doors)
+    });
+}
+
+/// What `rssh open --json` prints, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Opened {
+    tunnel: String,
+    device: String,
+    server: String,
+    host: String,
+    expires_at: String,
+    banner: Option<String>,
+}
+
+/// Opens a tunnel with more arguments, or fails the test.
+fn open(lab: &Lab, user: &str, device: &str, more: &[&str]) -> Opened {
+    let text = said(lab, user, &[&["rssh", "open", device, "--json"], more].concat());
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Runs a command that has to succeed; returns what it wrote to stdout.
+#[track_caller]
+fn said(lab: &Lab, user: &str, argv: &[&str]) -> String {
+    let output = lab.exec(user, argv).unwrap();
+    assert!(output.status.success(), "{user}: {argv:?}: {}", all_of(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command that has to fail: with the kind's own exit code, and with one line that names the object and a remedy.
+/// Returns how long that took.
+#[track_caller]
+fn fails(lab: &Lab, user: &str, argv: &[&str], kind: FailureKind, object: &str) -> Duration {
+    let began = Instant::now();
+    let output = lab.exec(user, argv).unwrap();
+    let took = began.elapsed();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let all = || format!("{user}: {argv:?} after {took:?}: {}", all_of(&output));
+    assert_eq!(output.status.code(), Some(i32::from(kind.exit_code())), "{}", all());
+    assert_eq!(output.stdout, b"", "{}", all());
+    assert_eq!(said.trim_end().lines().count(), 1, "{}", all());
+    assert!(said.contains(object), "{object} is not named: {}", all());
+    assert!(
+        said.contains(';') || said.contains(" it allows "),
+        "no remedy: {}",
+        all()
+    );
+    took
+}
+
+/// Everything a program left: how it ended and what it wrote.
+fn all_of(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Waits until something holds, or fails the test.
+#[track_caller]
+fn within(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
+    assert!(
+        rssh_lab::process::wait(limit, condition),
+        "not within {limit:?}: {what}"
+    );
+}
+
+/// The live lease of a tunnel as `SERVER|PORT|EPOCH`; empty when it has none.
+fn lease(lab: &Lab, tunnel: &str) -> String {
+    lab.psql(&format!(
+        "SELECT server_id, port, epoch FROM live_leases WHERE tunnel_id = '{tunnel}'"
+    ))
+    .unwrap()
+}
+
+/// The addresses at which something listens on the servers' side.
+fn listeners(lab: &Lab) -> HashSet<String> {
+    let output = lab.command(&Place::Core, &["ss", "-Htln"]).output().unwrap();
+    assert!(output.status.success(), "{}", all_of(&output));
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().nth(3).map(str::to_owned))
+        .collect()
+}
+
+/// What the health checks of all servers say.
+fn health(lab: &Lab) -> Vec<serde_json::Value> {
+    (1..=SERVERS)
+        .map(|n| {
+            let url = format!("http://{}/healthz", socket(server_address(n), HEALTH_PORT));
+            let output = lab
+                .command(&Place::Core, &["curl", "-s", "-m", "5", &url])
+                .output()
+                .unwrap();
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", all_of(&output)))
+        })
+        .collect()
+}
