@@ -4,6 +4,7 @@
 //! anew on each connect and says of every message what became of it.
 
 pub mod identity;
+mod pace;
 pub mod session;
 
 pub use identity::{Identity, IdentityError, IdentityFiles};

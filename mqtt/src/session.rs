@@ -8,18 +8,26 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rssh_proto::HostPort;
 use rssh_proto::id::random_hex;
 use rssh_proto::payload;
-use rumqttc::v5::mqttbytes::{Error as MqttError, QoS};
 use rumqttc::v5::mqttbytes::v5::{
     ConnectReturnCode, Filter, LastWill, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
 };
+use rumqttc::v5::mqttbytes::{Error as MqttError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, EventLoop, MqttOptions, StateError};
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::pace::{Pace, Was};
+
+/// How long the broker may take to answer a ping: with the keep-alive, how soon a dead link is noticed.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a session lasts at most that is counted as taken away: those of two programs that fight for one are short.
+const SHORT: Duration = Duration::from_secs(20);
 
 /// How to reach the broker and what to say there.
 pub struct Settings {
@@ -253,30 +261,43 @@ impl Session {
 enum Ended {
     Goodbye,
     Lost(Down),
+    /// By the broker: what that looks like once, and its reason.
+    ByBroker(Down, String),
     /// Nobody reads the events any more.
     Unread,
 }
 
 async fn drive(settings: Settings, session: Session, events: mpsc::Sender<Event>) {
-    let mut pause = settings.reconnect.0;
+    let mut pace = Pace::new(settings.reconnect);
     for broker in settings.brokers.iter().cycle() {
-        let mut was_up = false;
-        let ended = connection(&settings, broker, &session, &events, &mut was_up).await;
+        let mut up_since = None;
+        let ended = connection(&settings, broker, &session, &events, &mut up_since).await;
         // Dropping the link tells everyone who waits for an acknowledgement that it is lost.
         session.lock().take();
-        let down = match ended {
-            Ended::Goodbye | Ended::Unread => return,
-            Ended::Lost(down) => down,
+        let now = Instant::now();
+        let was = match (&ended, up_since) {
+            (_, None) => Was::Down,
+            (Ended::ByBroker(..), Some(since)) if now - since < SHORT => Was::EndedByBroker,
+            (_, Some(_)) => Was::Up,
+        };
+        let pause = pace.handle_end(was, now);
+        let down = match (ended, pause.contested) {
+            (Ended::Goodbye | Ended::Unread, _) => return,
+            (Ended::ByBroker(_, reason), Some(times)) => Down::Refused {
+                broker: broker.clone(),
+                reason: format!(
+                    "it ended it {times} times within a minute ({reason}): another program uses the identity {}; give \
+                     each its own, or stop one",
+                    settings.cn
+                ),
+            },
+            (Ended::ByBroker(down, _) | Ended::Lost(down), _) => down,
         };
         tracing::debug!(%down, "mqtt session down");
         if events.send(Event::Down(down)).await.is_err() {
             return;
         }
-        if was_up {
-            pause = settings.reconnect.0;
-        }
-        tokio::time::sleep(jittered(pause)).await;
-        pause = (pause * 2).min(settings.reconnect.1);
+        tokio::time::sleep(pause.least + jittered(pause.spread)).await;
     }
 }
 
@@ -291,15 +312,31 @@ async fn connection(
     broker: &HostPort,
     session: &Session,
     events: &mpsc::Sender<Event>,
-    was_up: &mut bool,
+    up_since: &mut Option<Instant>,
 ) -> Ended {
     let (client, mut event_loop) = open(settings, broker);
     let mut leaving = false;
+    // When a ping has to be answered; rumqttc itself would wait for the next one to be due.
+    let mut answer_due = None;
     loop {
-        let event = match event_loop.poll().await {
+        let polled = tokio::select! {
+            polled = event_loop.poll() => polled,
+            () = until(answer_due) => {
+                let reason = format!("no answer for {} s", PING_TIMEOUT.as_secs());
+                let broker = broker.clone();
+                return Ended::Lost(Down::Unreachable { broker, reason });
+            }
+        };
+        let event = match polled {
             Ok(event) => event,
             Err(_) if leaving => return Ended::Goodbye,
-            Err(error) => return Ended::Lost(down(broker, &error)),
+            Err(error) => {
+                let down = down(broker, &error);
+                return match by_broker(&error) {
+                    Some(reason) => Ended::ByBroker(down, reason),
+                    None => Ended::Lost(down),
+                };
+            }
         };
         use rumqttc::v5::Event::{Incoming, Outgoing as Sent};
         let told = match event {
@@ -309,7 +346,7 @@ async fn connection(
                     .iter()
                     .map(|filter| Filter::new(filter.clone(), QoS::AtLeastOnce));
                 if settings.subscriptions.is_empty() {
-                    up(session, &client, events, was_up).await
+                    up(session, &client, events, up_since).await
                 } else if client.try_subscribe_many(filters).is_err() {
                     let reason = "its queue is full".to_owned();
                     let broker = broker.clone();
@@ -325,7 +362,7 @@ async fn connection(
                     let broker = broker.clone();
                     return Ended::Lost(Down::Subscription { broker, filter });
                 }
-                up(session, &client, events, was_up).await
+                up(session, &client, events, up_since).await
             }
             Incoming(Packet::PubAck(ack)) => {
                 session.acknowledge(ack.pkid, ack.reason);
@@ -343,6 +380,14 @@ async fn connection(
                 session.number(packet);
                 Ok(())
             }
+            Sent(Outgoing::PingReq) => {
+                answer_due = Some(Instant::now() + PING_TIMEOUT);
+                Ok(())
+            }
+            Incoming(Packet::PingResp(_)) => {
+                answer_due = None;
+                Ok(())
+            }
             Sent(Outgoing::Disconnect) => {
                 leaving = true;
                 Ok(())
@@ -355,13 +400,20 @@ async fn connection(
     }
 }
 
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn up(
     session: &Session,
     client: &AsyncClient,
     events: &mpsc::Sender<Event>,
-    was_up: &mut bool,
+    up_since: &mut Option<Instant>,
 ) -> Result<(), mpsc::error::SendError<Event>> {
-    *was_up = true;
+    *up_since = Some(Instant::now());
     *session.lock() = Some(Link {
         client: client.clone(),
         unnumbered: VecDeque::new(),
@@ -414,6 +466,18 @@ fn down(broker: &HostPort, error: &ConnectionError) -> Down {
             reason: format!("{code:?}"),
         },
         _ => Down::Unreachable { broker, reason },
+    }
+}
+
+/// Why the broker ended the connection, if it was the broker and not the way to it.
+fn by_broker(error: &ConnectionError) -> Option<String> {
+    match error {
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            Some(format!("{reason_code:?}"))
+        }
+        // mosquitto 2.0 closes a session that is taken over without a word.
+        ConnectionError::MqttState(StateError::ConnectionAborted) => Some("it closed the connection".to_owned()),
+        _ => None,
     }
 }
 

@@ -59,6 +59,10 @@ impl World {
     }
 
     fn agent(&self) -> Running {
+        self.agent_with(&self.config())
+    }
+
+    fn agent_with(&self, config: &Path) -> Running {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -66,7 +70,7 @@ impl World {
             .unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_rssh-agentd"))
             .args(["run", "--log", "debug", "--config"])
-            .arg(self.config())
+            .arg(config)
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -295,6 +299,24 @@ async fn an_ssh_that_does_not_answer_the_next_agent_is_ended() {
     let _next = world.agent();
     assert_eq!(server.hear_status().await.tunnels, []);
     assert_eq!(world.ssh_processes(), [] as [u32; 0]);
+}
+
+#[test]
+fn two_agents_with_one_identity_keep_out_of_each_others_way_and_say_why() {
+    let mut world = World::new();
+    // With ids that can be guessed, each takes the other's session over.
+    world.broker.restart_with("use_username_as_clientid true");
+    let config = fs::read_to_string(world.config()).unwrap();
+    let state = world.state().display().to_string();
+    let _one = world.agent();
+    let other = world.dir.path().join("other.toml");
+    fs::write(&other, config.replace(&state, &format!("{state}-2"))).unwrap();
+    let _other = world.agent_with(&other);
+    let log = || fs::read_to_string(world.dir.path().join("agentd.log")).unwrap_or_default();
+    let says = "another program uses the identity device-1";
+    wait_for("one of them says why it stays away", || {
+        log().contains(says).then_some(())
+    });
 }
 
 #[tokio::test]

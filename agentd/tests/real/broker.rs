@@ -60,6 +60,14 @@ impl Broker {
         self.process = Self::spawn(self.dir.path(), self.port);
     }
 
+    /// The same, with another line of configuration.
+    pub(crate) fn restart_with(&mut self, line: &str) {
+        let file = self.dir.path().join("mosquitto.conf");
+        let config = fs::read_to_string(&file).unwrap();
+        fs::write(&file, format!("{config}{line}\n")).unwrap();
+        self.restart();
+    }
+
     pub(crate) fn identity(&self, name: &str) -> IdentityFiles {
         let path = |suffix: &str| -> PathBuf { self.dir.path().join(format!("{name}.{suffix}")) };
         IdentityFiles {
