@@ -66,6 +66,8 @@ kinds! {
     SshFailed = 88,
     /// There is no such tunnel, or it is closed.
     UnknownTunnel = 89,
+    /// Two agents use the identity of one device.
+    Quarantined = 90,
 }
 
 /// A failure as it travels: its kind, and a sentence that names the object and the remedy.

@@ -22,7 +22,11 @@ CREATE TABLE devices (
     online     boolean NOT NULL DEFAULT false,
     generation bigint NOT NULL DEFAULT 0,
     instance   text,
-    last_seen  timestamptz
+    last_seen  timestamptz,
+    -- How often two agents with this identity have taken turns since a moment, and until when none is let in for that.
+    turns             integer NOT NULL DEFAULT 0,
+    turns_since       timestamptz,
+    quarantined_until timestamptz
 );
 
 CREATE TABLE users (

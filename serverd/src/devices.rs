@@ -43,6 +43,11 @@ pub async fn status(server: Arc<Server>, device: DeviceId, status: DeviceStatus,
 /// Notes what a device says of a tunnel, and tells whoever asked for it.
 pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
     let tunnel = event.tunnel;
+    match server.store.note_instance(&device, &event.instance).await {
+        Ok(true) => tracing::error!(%device, "two agents use the identity of one device; it is quarantined"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%device, %error, "cannot note which agent speaks"),
+    }
     match event.event {
         DeviceEventKind::Accepted => match server.store.answered(tunnel, &device).await {
             Ok(Some((tunnel, askers))) => {

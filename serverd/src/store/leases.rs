@@ -76,7 +76,8 @@ impl Store {
             let rows: Vec<(String, Option<i32>)> = sqlx::query_as(concat!(
                 "SELECT d.id, CASE WHEN t.server_id = $2 THEN t.port ELSE t.remote_port END
                  FROM devices d JOIN tunnels t ON t.device_id = d.id
-                 WHERE d.ssh_key = $1 AND t.expires_at > clock_timestamp()
+                 WHERE d.ssh_key = $1 AND (d.quarantined_until IS NULL OR d.quarantined_until < clock_timestamp())
+                   AND t.expires_at > clock_timestamp()
                    AND (t.state <> 'requested' OR t.deadline_at > clock_timestamp()) AND t.state IN ",
                 live!(),
                 " ORDER BY t.state = 'active', t.created_at LIMIT 64"

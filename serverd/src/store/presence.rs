@@ -1,10 +1,13 @@
 //! Devices' presence, and what a device and the database tell each other when it connects.
 
 use rssh_proto::payload::{DeviceInfo, DeviceStatus, Presence};
-use rssh_proto::{DeviceId, Epoch, TunnelId, UserId};
+use rssh_proto::{DeviceId, Epoch, InstanceId, TunnelId, UserId};
 
 use super::tunnels::{Tunnel, live, read, tunnel_columns};
 use super::{Store, StoreError, counter, stored, uncounter};
+
+/// How often the agent of a device may be another one within a minute: restarts are.
+const MOST_TURNS: i32 = 3;
 
 /// What a device that has just connected should do.
 #[derive(Debug, Default)]
@@ -70,6 +73,39 @@ impl Store {
                 return Ok(Some(Reconcile::default()));
             }
             self.reconcile(device, status).await.map(Some)
+        })
+        .await
+    }
+
+    /// Notes which agent speaks for a device. Two that take turns too often use one identity: the device is quarantined,
+    /// and `true` comes back when it is so from now on.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn note_instance(&self, device: &DeviceId, instance: &InstanceId) -> Result<bool, StoreError> {
+        self.within(async {
+            let turned: Option<(i32,)> = sqlx::query_as(
+                "UPDATE devices SET instance = $2,
+                     turns = CASE WHEN turns_since > clock_timestamp() - interval '1 min' THEN turns + 1 ELSE 1 END,
+                     turns_since = CASE WHEN turns_since > clock_timestamp() - interval '1 min' THEN turns_since
+                                        ELSE clock_timestamp() END
+                 WHERE id = $1 AND instance IS DISTINCT FROM $2 RETURNING turns",
+            )
+            .bind(device.as_str())
+            .bind(instance.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+            if turned.is_none_or(|(turns,)| turns <= MOST_TURNS) {
+                return Ok(false);
+            }
+            let quarantined = sqlx::query(
+                "UPDATE devices SET quarantined_until = clock_timestamp() + interval '10 min', turns = 0
+                 WHERE id = $1 AND (quarantined_until IS NULL OR quarantined_until < clock_timestamp())",
+            )
+            .bind(device.as_str())
+            .execute(&self.pool)
+            .await?;
+            Ok(quarantined.rows_affected() > 0)
         })
         .await
     }

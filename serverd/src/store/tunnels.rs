@@ -475,8 +475,9 @@ async fn open(
 ) -> Result<Opening, StoreError> {
     let refuse = |kind, message: String| Ok(Opening::Refused(Failure::new(kind, message)));
     // The lock puts one user's requests in a row: two at once find the same tunnel.
-    let facts: Option<(bool, bool)> = sqlx::query_as(
+    let facts: Option<(bool, bool, bool)> = sqlx::query_as(
         "SELECT EXISTS (SELECT 1 FROM devices WHERE id = $2),
+                EXISTS (SELECT 1 FROM devices WHERE id = $2 AND quarantined_until > clock_timestamp()),
                 EXISTS (SELECT 1 FROM grants WHERE user_id = $1 AND (device_id = $2 OR device_id IS NULL)
                                                AND (target = $3 OR target IS NULL))
          FROM users WHERE id = $1 FOR NO KEY UPDATE",
@@ -488,18 +489,25 @@ async fn open(
     .await?;
     match facts {
         None => return refuse(FailureKind::Denied, format!("the user {} is not enrolled", asker.user)),
-        Some((false, _)) => {
+        Some((false, ..)) => {
             let message = format!("{} is not a registered device; check the name", request.device);
             return refuse(FailureKind::UnknownDevice, message);
         }
-        Some((true, false)) => {
+        Some((true, _, false)) => {
             let message = format!(
                 "{} may not open {} on {}; ask an administrator for a grant",
                 asker.user, request.target, request.device
             );
             return refuse(FailureKind::Denied, message);
         }
-        Some((true, true)) => {}
+        Some((true, true, true)) => {
+            let message = format!(
+                "{} is quarantined: two agents use its identity; stop one of them and wait ten minutes",
+                request.device
+            );
+            return refuse(FailureKind::Quarantined, message);
+        }
+        Some((true, false, true)) => {}
     }
 
     let earlier = sqlx::query(concat!(

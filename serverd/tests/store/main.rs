@@ -477,6 +477,24 @@ async fn presence_is_ordered_by_generation_and_reconciles_both_sides() {
 }
 
 #[tokio::test]
+async fn two_agents_that_take_turns_quarantine_their_device() {
+    let world = World::new().await;
+    let (one, two) = (InstanceId::generate(), InstanceId::generate());
+    for agent in [&one, &one, &two, &one] {
+        assert!(!world.store.note_instance(&device(), agent).await.unwrap());
+    }
+    assert!(world.store.note_instance(&device(), &two).await.unwrap());
+    assert!(
+        !world.store.note_instance(&device(), &one).await.unwrap(),
+        "it is already"
+    );
+    match world.ask(&asker("alice"), |_| {}).await {
+        Opening::Refused(failure) => assert_eq!(failure.kind, FailureKind::Quarantined),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_server_is_lost_only_at_the_beat_that_was_seen_and_is_fenced_then() {
     let world = World::new().await;
     let (s1, s2) = (server_id("s1"), server_id("s2"));
