@@ -87,6 +87,8 @@ pub enum Command {
     Init(InitArgs),
     Config(ConfigArgs),
     Doctor(DoctorArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// Says what clap found: help and version as they are, an error in one line.

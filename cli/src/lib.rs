@@ -14,12 +14,14 @@ use clap::Parser as _;
 pub mod args;
 pub mod cache;
 pub mod cmd;
+pub mod complete;
 pub mod control;
 pub mod error;
 pub mod examine;
 pub mod files;
 pub mod known;
 pub mod lb;
+pub mod manual;
 pub mod output;
 pub mod profile;
 pub mod progress;
@@ -37,6 +39,10 @@ use error::Error;
 
 /// Runs a command line and returns its exit code; everything that `main` does.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(code) = complete::answer(&arguments) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return args::report(&error),
@@ -73,6 +79,8 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Exec(args) => block_on(cmd::exec::run(common, args)),
         Command::Init(args) => cmd::init::run(common, args),
         Command::Config(args) => cmd::config::run(common, args),
+        Command::Completions(args) => complete::register(args.shell),
+        Command::Man(args) => manual::write(&args.dir),
         Command::Doctor(args) => block_on(cmd::doctor::run(common, args)),
     }
 }

@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::num::NonZeroU16;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use rssh_proto::duration::Span;
 use rssh_proto::{DeviceId, Target};
+
+use crate::complete;
 
 use super::values::{Destination, Forward, Offer, device, positive};
 
@@ -16,7 +19,7 @@ use super::values::{Destination, Forward, Offer, device, positive};
   rssh proxy device-42 8080 < request.http")]
 pub struct ProxyArgs {
     /// The device's name
-    #[arg(value_parser = device)]
+    #[arg(value_parser = device, add = ArgValueCompleter::new(complete::devices))]
     pub device: DeviceId,
     /// A port on the device, or another target as `rssh open --to` takes it
     #[arg(value_name = "PORT", default_value = "22")]
@@ -37,7 +40,7 @@ pub struct ProxyArgs {
   rssh ssh device-42 -- -L 8080:localhost:80 -N")]
 pub struct SshArgs {
     /// The device's name, with the account to log in to
-    #[arg(value_name = "[USER@]DEVICE")]
+    #[arg(value_name = "[USER@]DEVICE", add = ArgValueCompleter::new(complete::destinations))]
     pub destination: Destination,
     /// Options and command for ssh
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -55,7 +58,7 @@ pub struct SshArgs {
   rssh forward root@device-42 -R 3128:localhost:3128")]
 pub struct ForwardArgs {
     /// The device's name, with the account to log in to for -R
-    #[arg(value_name = "[USER@]DEVICE")]
+    #[arg(value_name = "[USER@]DEVICE", add = ArgValueCompleter::new(complete::destinations))]
     pub destination: Destination,
     /// The local port (0 for any) and the port on the device, or another target as `rssh open --to` takes it
     #[arg(value_name = "[LOCAL:]PORT", required_unless_present = "offers")]
@@ -81,7 +84,7 @@ pub struct ForwardArgs {
   rssh exec root@device-1 root@device-2 --jobs 50 --json -- cat /etc/os-release")]
 pub struct ExecArgs {
     /// The devices' names, each with the account to log in to
-    #[arg(value_name = "[USER@]DEVICE", required = true)]
+    #[arg(value_name = "[USER@]DEVICE", add = ArgValueCompleter::new(complete::destinations), required = true)]
     pub destinations: Vec<Destination>,
     /// The command; ssh joins its words with spaces, and the device's shell splits them again
     #[arg(last = true, required = true, value_name = "CMD")]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use rssh_proto::UserId;
 use rssh_proto::duration::Span;
 
@@ -85,4 +85,35 @@ pub struct DoctorArgs {
     /// Give a check up after this time
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive)]
     pub timeout: Span,
+}
+
+/// Prints the script that makes a shell complete commands, devices and tunnels.
+///
+/// Names come from what was seen here before, so that nobody waits for a server.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh completions bash        in ~/.bashrc: source <(rssh completions bash)
+  rssh completions zsh         in ~/.zshrc: source <(rssh completions zsh)
+  rssh completions fish        in ~/.config/fish/config.fish: rssh completions fish | source")]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "bash|zsh|fish", hide_possible_values = true)]
+    pub shell: Shell,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Writes the manual pages, from the text that --help shows.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  rssh man --dir man1")]
+pub struct ManArgs {
+    /// Where to put them; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
 }

@@ -3,8 +3,11 @@
 use std::num::NonZeroU16;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use rssh_proto::duration::Span;
 use rssh_proto::{DeviceId, Target};
+
+use crate::complete;
 
 use super::values::{DeviceOrTunnel, device, port, positive};
 
@@ -39,7 +42,7 @@ impl TargetArgs {
   rssh open device-42 --json | jq -r .host")]
 pub struct OpenArgs {
     /// The device's name
-    #[arg(value_parser = device)]
+    #[arg(value_parser = device, add = ArgValueCompleter::new(complete::devices))]
     pub device: DeviceId,
     #[command(flatten)]
     pub target: TargetArgs,
@@ -72,7 +75,7 @@ pub struct OpenArgs {
   rssh close device-42 --port 8080 --force")]
 pub struct CloseArgs {
     /// The device's name, or the tunnel's id as `rssh ls` prints it
-    #[arg(value_name = "DEVICE|TUNNEL")]
+    #[arg(value_name = "DEVICE|TUNNEL", add = ArgValueCompleter::new(complete::closable))]
     pub which: DeviceOrTunnel,
     #[command(flatten)]
     pub target: TargetArgs,

@@ -13,6 +13,7 @@ mod pki;
 mod proxy;
 mod rig;
 mod server;
+mod shell;
 mod ssh;
 mod tunnels;
 mod usage;
