@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use rssh_proto::DeviceId;
 use rssh_proto::payload::{CloseOrder, DeviceEvent, DeviceEventKind, DeviceStatus, Rank, V1};
 use rssh_proto::topic::Topic;
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, TunnelId};
 
 use crate::requests;
 use crate::server::Server;
@@ -58,21 +58,7 @@ pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
             Ok(None) => {}
             Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note an acknowledgement"),
         },
-        DeviceEventKind::Failed(failure) => match server.store.fail(tunnel, &device, &failure, false).await {
-            Ok(Some((tunnel, askers))) => {
-                tracing::info!(%device, tunnel = %tunnel.id, kind = ?failure.kind, %failure, "failed on the device");
-                for asker in &askers {
-                    server.fail(asker, Some(&tunnel), failure.clone());
-                }
-            }
-            // The tunnel is active: its target is the matter.
-            Ok(None) => {
-                if let Err(error) = server.store.note_fault(tunnel, &device, &failure).await {
-                    tracing::warn!(%device, %tunnel, %error, "cannot note a fault");
-                }
-            }
-            Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note a failure"),
-        },
+        DeviceEventKind::Failed(failure) => failed(&server, &device, tunnel, event.epoch, &failure).await,
         DeviceEventKind::Lost { reason } => {
             tracing::info!(%device, %tunnel, reason = rssh_proto::text::sanitize(&reason, 200), "lost on the device");
         }
@@ -85,5 +71,26 @@ pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
             }
             Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note the end of a tunnel"),
         },
+    }
+}
+
+/// A tunnel that has not become active has failed. Of one that is up, or was, a dead target is only a remark: the tunnel
+/// stays, and whoever uses it next hears why nothing answered.
+async fn failed(server: &Arc<Server>, device: &DeviceId, tunnel: TunnelId, epoch: Epoch, failure: &Failure) {
+    let remark = failure.kind == FailureKind::TargetRefused && epoch > Epoch::default();
+    let noted = if remark {
+        server.store.note_fault(tunnel, device, failure).await.map(|()| None)
+    } else {
+        server.store.fail(tunnel, device, failure, false).await
+    };
+    match noted {
+        Ok(Some((tunnel, askers))) => {
+            tracing::info!(%device, tunnel = %tunnel.id, kind = ?failure.kind, %failure, "failed on the device");
+            for asker in &askers {
+                server.fail(asker, Some(&tunnel), failure.clone());
+            }
+        }
+        Ok(None) => tracing::info!(%device, %tunnel, remark, %failure, "the device reports"),
+        Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note a failure"),
     }
 }
