@@ -1,6 +1,8 @@
 //! What a case is, and what comes of one.
 
+use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -9,7 +11,7 @@ use serde::Serialize;
 use super::check::{Violation, check};
 use super::history::{Event, Record};
 use super::scene::Scene;
-use crate::Options;
+use crate::{Options, run};
 
 /// One fault on the real stack.
 #[derive(Debug, Clone, Copy)]
@@ -165,6 +167,11 @@ impl Case {
         let measured = (self.run)(&scene);
         scene.close();
         *records = scene.history.records();
+        if measured.is_err() || !check(records).is_empty() {
+            let logs = path.with_extension("logs");
+            fs::remove_dir_all(&logs).ok();
+            run::checked(Command::new("cp").arg("-r").args([scene.lab.dir().join("log"), logs]))?;
+        }
         measured
     }
 }

@@ -182,7 +182,11 @@ fn parse(table: &str, servers: u32) -> impl Iterator<Item = (u32, u16, u64)> {
         if fields.nth(1)? != "0A" {
             return None;
         }
-        let inode = fields.nth(5)?.parse().ok()?;
+        // A tunnel's listener is the tunnel account's; a stranger's is none of ours.
+        if fields.nth(3)? == "0" {
+            return None;
+        }
+        let inode = fields.nth(1)?.parse().ok()?;
         // In the byte order of the machine that runs it.
         let address = Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes());
         let server = (1..=servers).find(|n| server_address(*n) == address)?;
@@ -201,7 +205,8 @@ mod tests {
             0: 0101007F:4E20 00000000:0000 0A 00000000:00000000 00:00000000 00000000   100        0 4711 1 0 100 0\n\
             1: 0101007F:0899 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100 0\n\
             2: 0101007F:4E21 0101007F:0001 01 00000000:00000000 00:00000000 00000000   100        0 4713 1 0 100 0\n\
-            3: 0301007F:4E22 00000000:0000 0A 00000000:00000000 00:00000000 00000000   100        0 4714 1 0 100 0\n";
+            3: 0101007F:4E23 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4715 1 0 100 0\n\
+            4: 0301007F:4E22 00000000:0000 0A 00000000:00000000 00:00000000 00000000   100        0 4714 1 0 100 0\n";
         if cfg!(target_endian = "little") {
             assert_eq!(parse(table, 2).collect::<Vec<_>>(), [(1, 20_000, 4711)]);
         }

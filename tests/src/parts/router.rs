@@ -168,10 +168,23 @@ fn count_up(table: &str) -> usize {
         .filter_map(|line| {
             let fields: Vec<&str> = line.split(',').collect();
             let is_up = fields.get(status).is_some_and(|status| status.starts_with("UP"));
-            is_up.then(|| fields.get(server).copied())?
+            // One server has a row for each port of its sshd: s1_0, s1_1.
+            let name = fields.get(server)?.split('_').next();
+            is_up.then_some(name)?
         })
         .collect();
     up.sort_unstable();
     up.dedup();
     up.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_with_two_ports_is_one_server() {
+        let table = "# pxname,svname,status\nsshd,s1_0,UP\nsshd,s1_1,UP 1/2\nsshd,s2_0,DOWN\nsshd,s3_1,UP\n";
+        assert_eq!(count_up(table), 2);
+    }
 }

@@ -1,11 +1,28 @@
 //! The table of cases, by what they hit.
 
 mod agent;
+mod broker;
+mod limits;
+mod messages;
+mod network;
+mod router;
 mod server;
+mod stores;
 
 use super::case::Case;
 
-/// Every case, the most telling first.
+/// Every case.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    [agent::CASES, server::CASES].into_iter().flatten()
+    [
+        agent::CASES,
+        server::CASES,
+        stores::CASES,
+        broker::CASES,
+        router::CASES,
+        network::CASES,
+        messages::CASES,
+        limits::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }

@@ -270,7 +270,6 @@ fn host_lost(scene: &Scene, signal: Signal) -> Result<Measured> {
         if signal == Signal::SIGSTOP {
             nobody_is_lost(scene)?;
         } else {
-            scene.haproxy("disable server devices/s2")?;
             scene.ctl(Action::Stop, "serverd-2")?;
         }
     }
