@@ -6,7 +6,7 @@ CARGO ?= cargo
 help:
 	@echo 'make demo          open one tunnel from end to end, show each stage, tear down (KEEP=1: leave it running)'
 	@echo 'make test          formatting, lints, unit tests, and the tests on the real stack'
-	@echo 'make bench         measure against what a person would do instead; BENCH=--full takes longer and holds more tunnels'
+	@echo 'make bench         measure against what a person would do instead (BENCH=--help lists options)'
 	@echo 'make build         build every program'
 	@echo 'make packages      install the Debian packages that the demo and the tests need'
 

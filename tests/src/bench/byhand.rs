@@ -19,10 +19,10 @@ use crate::setup;
 
 /// The number of the server that this sshd is: past those of the lab.
 const SERVER: u32 = 999;
-/// The name of this sshd as a component.
-pub const SSHD: &str = "sshd-999";
-/// Where it listens, beside the load balancer, since the devices reach that.
-pub const PORT: u16 = 2300;
+/// The names as components: the sshd as it comes, and one that was told to send small packets at once, as ours is.
+pub const SSHDS: [&str; 2] = ["sshd-998", "sshd-999"];
+/// Where they listen, beside the load balancer, since the devices reach that.
+pub const PORTS: [u16; 2] = [2300, 2301];
 /// Where forwards listen: an address that no server of the lab has.
 pub const FORWARD: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 200, 1), 20000);
 
@@ -43,6 +43,14 @@ pub enum Client {
     Default,
     /// With the key exchange and the ciphers of the agent's ssh.
     Equal,
+    /// The same, to an sshd that sends small packets at once, which nobody's does by default.
+    Tuned,
+}
+
+impl Client {
+    fn port(self) -> u16 {
+        PORTS[usize::from(self == Self::Tuned)]
+    }
 }
 
 /// The sshd of the person, and how one of the lab's devices reaches it.
@@ -74,17 +82,14 @@ impl ByHand {
             &dir.join("authorized_keys"),
             format!("restrict,port-forwarding,permitlisten=\"{address}:{port}\" {key}"),
         )?;
-        let rendered = files::read(&root.join("servers/s1/sshd/sshd_config"))?;
-        let keys = root.inside(format_args!("{below}/authorized_keys"));
-        files::write(&dir.join("sshd_config"), sshd_config(&rendered, &keys))?;
-        let config = root.inside(format_args!("{below}/sshd_config"));
-        let sshd = Component::new(SSHD, server, &["/usr/sbin/sshd", "-D", "-e", "-f", &config])
-            .ready(Ready::Tcp(SocketAddr::new(LB.into(), PORT)));
-        setup::start(root, lab.programs(), &[sshd])?;
+        for (name, port) in SSHDS.into_iter().zip(PORTS) {
+            start_sshd(lab, &server, name, port)?;
+        }
 
         // The person has been there before.
         let host_key = files::read(&root.join("servers/s1/sshd/ssh_host_ed25519_key.pub"))?;
-        files::write(&device_dir.join("known_by_hand"), format!("[{LB}]:{PORT} {host_key}"))?;
+        let known = PORTS.map(|port| format!("[{LB}]:{port} {host_key}"));
+        files::write(&device_dir.join("known_by_hand"), known.concat())?;
         let agents = files::read(&device_dir.join("state/run/ssh_config"))?;
         Ok(Self {
             device,
@@ -104,22 +109,55 @@ impl ByHand {
         ] {
             words.extend(["-o".to_owned(), option.to_owned()]);
         }
-        if client == Client::Equal {
+        if client != Client::Default {
             words.extend(self.equal.iter().cloned());
         }
         words.extend(["-i".to_owned(), format!("{dir}/state/ssh_key")]);
-        words.extend(["-p".to_owned(), PORT.to_string()]);
+        words.extend(["-p".to_owned(), client.port().to_string()]);
         words.extend(["-R".to_owned(), format!("{}:{to}", socket(FORWARD.0, FORWARD.1))]);
         words.push(format!("{TUNNEL_ACCOUNT}@{LB}"));
         words
     }
 }
 
+/// Starts one of the two.
+fn start_sshd(lab: &Lab, server: &Place, name: &str, port: u16) -> Result<()> {
+    let root = lab.dir();
+    let below = server.owner_dir();
+    let dir = format!("{below}/{name}");
+    files::make_dir(&root.join(&dir))?;
+    let (dir, outside) = (root.inside(&dir), root.join(&dir));
+    let rendered = files::read(&root.join("servers/s1/sshd/sshd_config"))?;
+    let keys = root.inside(format_args!("{below}/authorized_keys"));
+    files::write(&outside.join("sshd_config"), sshd_config(&rendered, &dir, port, &keys))?;
+    let config = format!("{dir}/sshd_config");
+    let mut sshd = Component::new(name, server.clone(), &["/usr/sbin/sshd", "-D", "-e", "-f", &config])
+        .ready(Ready::Tcp(SocketAddr::new(LB.into(), port)));
+    if port == Client::Tuned.port() {
+        let serverd = files::read(&root.join("servers/s1/serverd.toml"))?;
+        files::write(&outside.join("serverd.toml"), serverd_toml(&serverd, &dir, port))?;
+        let program = lab.programs().path("rssh-serverd");
+        let config = format!("{dir}/serverd.toml");
+        sshd = sshd.after(&[&program.to_string_lossy(), "sshd", "nodelay", "--config", &config]);
+    }
+    setup::start(root, lab.programs(), &[sshd])
+}
+
+/// A server's configuration with this sshd for its own.
+fn serverd_toml(text: &str, dir: &str, port: u16) -> String {
+    let line = |line: &str| match line.split(" = ").next() {
+        Some("listen") if line.contains('[') => format!("listen = [\"{}\"]\n", socket(LB, port)),
+        Some("dir") => format!("dir = \"{dir}\"\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
 /// The rendered configuration with another listener, and with keys from a file.
-fn sshd_config(rendered: &str, keys: &str) -> String {
+fn sshd_config(rendered: &str, dir: &str, port: u16, keys: &str) -> String {
     let mut text = format!(
-        "ListenAddress {}\nPidFile none\nAuthorizedKeysFile {keys}\nPermitListen {}:*\n",
-        socket(LB, PORT),
+        "ListenAddress {}\nPidFile {dir}/sshd.pid\nAuthorizedKeysFile {keys}\nPermitListen {}:*\n",
+        socket(LB, port),
         FORWARD.0
     );
     for line in rendered.lines() {
@@ -153,7 +191,7 @@ mod tests {
     fn only_who_may_log_in_and_where_differs_from_the_rendered_configuration() {
         let rendered = "ListenAddress 127.0.1.1:2201\nHostKey /k\nAuthorizedKeysCommand /h/rssh-authorize\n\
                         AuthorizedKeysCommandUser u\nAuthorizedKeysFile none\nPermitListen 127.0.1.1:*\nUseDNS no\n";
-        let text = sshd_config(rendered, "/keys");
+        let text = sshd_config(rendered, "/d", 2300, "/keys");
         assert!(text.ends_with("HostKey /k\nUseDNS no\n"), "{text}");
         assert_eq!(text.matches("AuthorizedKeys").count(), 1, "{text}");
         assert_eq!(text.matches("ListenAddress").count(), 1, "{text}");

@@ -46,7 +46,7 @@ impl Delay {
             rules.push_str(&format!("iifname \"lan\" tcp dport {port} redirect to :{own};\n"));
         }
         let table =
-            format!("table ip rssh_bench {{ chain delay {{ type nat hook prerouting priority dstnat;\n{rules}}} }}\n");
+            format!("table ip rssh_bench {{ chain delay {{ type nat hook prerouting priority dstnat;\n{rules}}}\n}}\n");
         networks.inside(&Place::Site, || run::fed(Command::new("nft").args(["-f", "-"]), &table))??;
         Ok(Self { networks })
     }

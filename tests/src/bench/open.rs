@@ -12,7 +12,12 @@ use super::stats::Pairs;
 use crate::place::{BROKER_PORT, LB_DEVICES};
 
 /// The ways that a tunnel is opened; each round takes all of them, each round beginning with another.
-const WAYS: [Way; 3] = [Way::Ours, Way::ByHand(Client::Default), Way::ByHand(Client::Equal)];
+const WAYS: [Way; 4] = [
+    Way::Ours,
+    Way::ByHand(Client::Default),
+    Way::ByHand(Client::Equal),
+    Way::ByHand(Client::Tuned),
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -31,7 +36,7 @@ const HOW: &str = "a new process until proven through the load balancer, against
 /// # Errors
 /// When an open fails.
 pub fn measure(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
-    let [default, equal] = against_ssh(rig, rounds)?;
+    let [default, equal, tuned] = against_ssh(rig, rounds)?;
     Ok(vec![
         Figure::ratio("open_vs_ssh", Reach::AtMost(0.60), &default, "ms", HOW),
         Figure::ratio(
@@ -41,6 +46,13 @@ pub fn measure(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
             "ms",
             "the same with our key exchange and cipher",
         ),
+        Figure::ratio(
+            "open_vs_ssh_tuned",
+            Reach::None,
+            &tuned,
+            "ms",
+            "the same, and its sshd sends small packets at once as ours does, which takes a tool of ours",
+        ),
     ])
 }
 
@@ -49,11 +61,11 @@ pub fn measure(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
 /// # Errors
 /// When an open fails.
 pub fn measure_far(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
-    let ssh_only = [LB_DEVICES, byhand::PORT];
+    let ssh_only = [&[LB_DEVICES][..], &byhand::PORTS].concat();
     let delay = Delay::start(&rig.lab, &ssh_only, ROUND_TRIP)?;
     let near_broker = against_ssh(rig, rounds);
     drop(delay);
-    let [default, equal] = near_broker?;
+    let [default, equal, tuned] = near_broker?;
 
     let delay = Delay::start(&rig.lab, &[&ssh_only[..], &[BROKER_PORT]].concat(), ROUND_TRIP)?;
     // The agent's connection to the broker is made anew, over the long way.
@@ -61,7 +73,7 @@ pub fn measure_far(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
     let far_broker = against_ssh(rig, rounds);
     drop(delay);
     rig.restart_agent()?;
-    let [far_default, far_equal] = far_broker?;
+    let [far_default, far_equal, _] = far_broker?;
 
     let figure = |key, reach, pairs, note| Figure::ratio(key, reach, pairs, "ms", note);
     Ok(vec![
@@ -79,6 +91,12 @@ pub fn measure_far(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
             "the same, the hand-run ssh with our key exchange and cipher",
         ),
         figure(
+            "open_rtt_50ms_tuned",
+            Reach::None,
+            &tuned,
+            "the same, and its sshd sends small packets at once",
+        ),
+        figure(
             "open_rtt_50ms_broker",
             Reach::None,
             &far_default,
@@ -93,9 +111,9 @@ pub fn measure_far(rig: &mut Rig, rounds: usize) -> Result<Vec<Figure>> {
     ])
 }
 
-/// The times in milliseconds of each round: ours against the default ssh, and against the equal one.
-fn against_ssh(rig: &mut Rig, rounds: usize) -> Result<[Pairs; 2]> {
-    let mut times = [const { Vec::new() }; 3];
+/// The times in milliseconds of each round: ours against the default ssh, the equal one, and the equal one to a tuned sshd.
+fn against_ssh(rig: &mut Rig, rounds: usize) -> Result<[Pairs; 3]> {
+    let mut times = [const { Vec::new() }; 4];
     // The first of each fills caches and is not counted.
     for round in 0..=rounds {
         for step in 0..WAYS.len() {
@@ -118,10 +136,10 @@ fn against_ssh(rig: &mut Rig, rounds: usize) -> Result<[Pairs; 2]> {
             }
         }
     }
-    let [ours, default, equal] = times;
+    let [ours, default, equal, tuned] = times;
     let pairs = |theirs| Pairs {
         ours: ours.clone(),
         theirs,
     };
-    Ok([pairs(default), pairs(equal)])
+    Ok([pairs(default), pairs(equal), pairs(tuned)])
 }

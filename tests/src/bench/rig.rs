@@ -66,9 +66,10 @@ impl Rig {
         };
         let agent = format!("agentd-{BUSY}");
         let settled = process::wait(SETTLES, || {
-            [agent.as_str(), "sshd-1", "sshd-2", byhand::SSHD]
-                .into_iter()
-                .all(alone)
+            [agent.as_str(), "sshd-1", "sshd-2"]
+                .iter()
+                .chain(&byhand::SSHDS)
+                .all(|component| alone(component))
         }) && process::wait(SETTLES, || {
             self.lab
                 .psql("SELECT count(*) FROM live_leases")
