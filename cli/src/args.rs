@@ -40,6 +40,7 @@ Exit codes:
   87  the device holds as many tunnels as it may
   88  the device's ssh could not connect, log in or forward
   89  there is no such tunnel
+  90  two agents use the identity of one device
  128+n  ended by signal n
 
 Files:
@@ -47,11 +48,12 @@ Files:
   ~/.cache/rssh/names/         host names that still admit connections";
 
 /// Opens shells and TCP services on devices behind NAT, on demand.
+///
+/// Without a command, on a terminal, it offers your devices and logs in to the one you choose.
 #[derive(Debug, Parser)]
 #[command(
     name = "rssh",
     version,
-    arg_required_else_help = true,
     disable_help_subcommand = true,
     max_term_width = 100,
     after_help = EXIT_CODES,
@@ -61,7 +63,7 @@ pub struct Cli {
     #[command(flatten)]
     pub common: Common,
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
 }
 
 /// What every command takes.
@@ -80,6 +82,7 @@ pub enum Command {
     Open(OpenArgs),
     Close(CloseArgs),
     Ls(LsArgs),
+    Watch(WatchArgs),
     Proxy(ProxyArgs),
     Ssh(SshArgs),
     Forward(ForwardArgs),

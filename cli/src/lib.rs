@@ -33,6 +33,7 @@ pub mod signals;
 pub mod ssh;
 pub mod ssh_config;
 pub mod stdio;
+pub mod watch;
 
 use args::{Cli, Command};
 use error::Error;
@@ -69,10 +70,14 @@ fn log() {
 
 fn run(cli: &Cli) -> Result<(), Error> {
     let common = &cli.common;
-    match &cli.command {
+    let Some(command) = &cli.command else {
+        return cmd::pick::run(common);
+    };
+    match command {
         Command::Open(args) => block_on(cmd::open::run(common, args)),
         Command::Close(args) => block_on(cmd::close::run(common, args)),
         Command::Ls(args) => block_on(cmd::ls::run(common, args)),
+        Command::Watch(args) => block_on(cmd::watch::run(common, args)),
         Command::Proxy(args) => block_on(cmd::proxy::run(common, args)),
         Command::Ssh(args) => cmd::ssh::run(common, args),
         Command::Forward(args) => block_on(cmd::forward::run(common, args)),

@@ -7,6 +7,7 @@ use rssh_proto::{DeviceId, ServerId, Target, TunnelId};
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::watch::Event;
 
 /// Tells why the command did not succeed, in one line on stderr.
 pub fn error(error: &Error) {
@@ -89,6 +90,26 @@ impl<'a> TunnelObject<'a> {
     }
 }
 
+/// What happened to a tunnel, as `watch --json` prints it.
+#[derive(Debug, Serialize)]
+pub struct EventObject<'a> {
+    event: Event,
+    at: String,
+    #[serde(flatten)]
+    tunnel: TunnelObject<'a>,
+}
+
+impl<'a> EventObject<'a> {
+    /// An event that was noticed now.
+    pub fn new(event: Event, info: &'a TunnelInfo) -> Self {
+        Self {
+            event,
+            at: jiff::Timestamp::now().strftime("%FT%TZ").to_string(),
+            tunnel: TunnelObject::new(info, None),
+        }
+    }
+}
+
 /// A closed tunnel as `close --json` prints it.
 #[derive(Debug, Serialize)]
 pub struct ClosedObject<'a> {
@@ -166,7 +187,7 @@ pub fn width() -> Option<usize> {
         .then(|| usize::from(dialoguer::console::Term::stdout().size().1))
 }
 
-fn state(state: TunnelState) -> &'static str {
+pub(crate) fn state(state: TunnelState) -> &'static str {
     match state {
         TunnelState::Requested => "requested",
         TunnelState::Claimed => "claimed",

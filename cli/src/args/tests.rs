@@ -34,7 +34,7 @@ fn every_command_shows_an_example() {
 
 #[test]
 fn open_goes_to_ssh_unless_told_otherwise() {
-    let target = |line| match parse(line).unwrap().command {
+    let target = |line| match parse(line).unwrap().command.unwrap() {
         Command::Open(args) => args.target.given().unwrap_or(Target::ssh()).to_string(),
         other => panic!("{other:?}"),
     };
@@ -86,7 +86,7 @@ fn ssh_gets_everything_after_the_device() {
         ("rssh ssh root@device-1 -- -q", vec!["-q"]),
         ("rssh ssh root@device-1", vec![]),
     ] {
-        let Command::Ssh(args) = parse(line).unwrap().command else {
+        let Some(Command::Ssh(args)) = parse(line).unwrap().command else {
             panic!("{line}");
         };
         assert_eq!(args.args, expected, "{line}");

@@ -103,3 +103,19 @@ pub struct LsArgs {
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = positive)]
     pub timeout: Span,
 }
+
+/// Shows your open tunnels as they come, change and go, until it is interrupted.
+///
+/// On a terminal it is a table that stays; otherwise a line for each event: added, changed or removed.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh watch
+  rssh watch --json | jq -r 'select(.event == \"removed\") | .device'")]
+pub struct WatchArgs {
+    /// Print one JSON object for each event: event, at, and the fields of `rssh ls --json`
+    #[arg(long)]
+    pub json: bool,
+    /// Look so often
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = positive)]
+    pub every: Span,
+}

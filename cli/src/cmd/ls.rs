@@ -1,8 +1,8 @@
 //! `rssh ls`: the user's open tunnels.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use rssh_proto::payload::Operation;
+use rssh_proto::Failure;
+use rssh_proto::duration::Span;
+use rssh_proto::payload::{Operation, TunnelInfo};
 
 use crate::args::{Common, LsArgs};
 use crate::cmd::identify;
@@ -19,13 +19,9 @@ use crate::request::Answer;
 pub async fn run(common: &Common, args: &LsArgs) -> Result<(), Error> {
     let (profile, tls) = identify(common)?;
     let mut control = Control::start(&profile, tls);
-    let mut ask = control.ask(Operation::List, args.timeout);
-    let answer = control.carry(&mut ask, |_, _| {}).await;
+    let tunnels = list(&mut control, args.timeout).await;
     control.leave().await;
-    let Answer::Tunnels(mut tunnels) = answer? else {
-        return Err(Error::internal("the answer to a list was none"));
-    };
-    tunnels.sort_by(|a, b| (&a.device, &a.target, a.tunnel).cmp(&(&b.device, &b.target, b.tunnel)));
+    let tunnels = tunnels?;
     Known::of(&profile).listed(&tunnels);
     if args.json {
         return tunnels
@@ -38,9 +34,21 @@ pub async fn run(common: &Common, args: &LsArgs) -> Result<(), Error> {
         }
         return Ok(());
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let now = jiff::Timestamp::now().as_second();
     output::data(&output::table(&tunnels, now, output::width()))
+}
+
+/// Asks for the user's tunnels, in the order in which they are shown.
+pub(super) async fn list(control: &mut Control, timeout: Span) -> Result<Vec<TunnelInfo>, Failure> {
+    let mut ask = control.ask(Operation::List, timeout);
+    match control.carry(&mut ask, |_, _| {}).await? {
+        Answer::Tunnels(mut tunnels) => {
+            tunnels.sort_by(|a, b| (&a.device, &a.target, a.tunnel).cmp(&(&b.device, &b.target, b.tunnel)));
+            Ok(tunnels)
+        }
+        _ => Err(Failure::new(
+            rssh_proto::FailureKind::Internal,
+            "the answer to a list was none",
+        )),
+    }
 }

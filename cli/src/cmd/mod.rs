@@ -8,8 +8,10 @@ pub mod forward;
 pub mod init;
 pub mod ls;
 pub mod open;
+pub mod pick;
 pub mod proxy;
 pub mod ssh;
+pub mod watch;
 
 use std::sync::Arc;
 

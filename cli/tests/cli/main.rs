@@ -17,3 +17,4 @@ mod shell;
 mod ssh;
 mod tunnels;
 mod usage;
+mod watch;

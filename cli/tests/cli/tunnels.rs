@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::rig::{Rig, SSH, failed, succeeded};
 use crate::server::{info, reply};
 
-fn tunnel(device: &str) -> TunnelInfo {
+pub(crate) fn tunnel(device: &str) -> TunnelInfo {
     let open = OpenRequest {
         device: device.parse().unwrap(),
         target: "8080".parse().unwrap(),
