@@ -1,7 +1,7 @@
 //! The daemon: puts its parts together in the order that safety wants, and takes them apart again.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -10,7 +10,7 @@ use rssh_proto::payload::{self, DeviceEvent, DeviceStatus, Request, ServerReques
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{Generation, InstanceId, ServerId};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::config::Config;
 use crate::home::Home;
@@ -61,7 +61,7 @@ pub async fn run(config: Config) -> Result<()> {
     );
     let (watcher, ended) = Watcher::start()?;
     let (session, events, mqtt) = Session::new(mqtt_settings(&config, &identity, &id, generation, &instance)?);
-    let server = Server::new(
+    let server = Arc::new(Server {
         id,
         generation,
         instance,
@@ -70,10 +70,15 @@ pub async fn run(config: Config) -> Result<()> {
         session,
         watcher,
         name_key,
-        account.uid.as_raw(),
-        process::boot_id()?,
-        leases,
-    );
+        session_uid: account.uid.as_raw(),
+        boot_id: process::boot_id()?,
+        open_for_landings: AtomicBool::new(false),
+        capacity: AtomicU32::new(u32::MAX),
+        dropped: AtomicU64::new(0),
+        changed: Notify::new(),
+        leases: Mutex::new(leases),
+        waiting: Mutex::default(),
+    });
 
     // From here on nothing may be authorized before every session from before is known.
     let watching = tokio::spawn(sessions::run(server.clone(), ended));

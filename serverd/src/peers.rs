@@ -9,8 +9,8 @@ use crate::server::Server;
 use crate::sessions::{self, execute};
 use crate::store::Asker;
 
-/// Carries a request of another server out. Each is checked against what this server holds and the database says: a
-/// message is a hint to look, not an authority.
+/// Carries a request of another server out. The broker lets servers only publish here. A name is signed for what the
+/// database says, not for what the message says; ending a session that was not over costs its device a new landing.
 pub async fn handle(server: Arc<Server>, op: ServerOperation) {
     match op {
         ServerOperation::Evict { tunnel, below } => {

@@ -45,7 +45,7 @@ pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
             Err(error) => server.store_failed(&asker, &error),
         },
         Operation::Devices => match server.store.devices_of(&asker.user).await {
-            Ok(devices) => list_devices(&server, &asker, devices),
+            Ok(devices) => list_devices(&server, &asker, &devices),
             Err(error) => server.store_failed(&asker, &error),
         },
         Operation::Trace { tunnel } => match server.store.trace_of(&asker.user, tunnel).await {
@@ -288,40 +288,32 @@ async fn close(server: &Arc<Server>, asker: &Asker, outcomes: Vec<crate::store::
     server.reply(asker, None, Rank::Final, ReplyBody::Closed { items });
 }
 
-fn list(server: &Arc<Server>, asker: &Asker, tunnels: &[Tunnel]) {
-    let mut pages = tunnels.chunks(TUNNELS_PER_MESSAGE).peekable();
-    if pages.peek().is_none() {
-        let body = ReplyBody::Tunnels {
-            items: Vec::new(),
-            last: true,
-        };
-        return server.reply(asker, None, Rank::Final, body);
-    }
-    while let Some(page) = pages.next() {
-        let body = ReplyBody::Tunnels {
-            items: page.iter().map(|tunnel| server.info(tunnel)).collect(),
-            last: pages.peek().is_none(),
-        };
-        server.reply(asker, None, Rank::Final, body);
+/// Answers with a list in as many messages as it takes; an empty list is one message too.
+fn reply_in_pages<T>(server: &Server, asker: &Asker, items: &[T], page: usize, body: impl Fn(&[T], bool) -> ReplyBody) {
+    let pages = items.len().div_ceil(page).max(1);
+    for number in 0..pages {
+        let end = items.len().min((number + 1) * page);
+        let last = number + 1 == pages;
+        server.reply(asker, None, Rank::Final, body(&items[number * page..end], last));
     }
 }
 
-fn list_devices(server: &Arc<Server>, asker: &Asker, devices: Vec<DeviceInfo>) {
-    let mut pages = devices.chunks(DEVICES_PER_MESSAGE).peekable();
-    if pages.peek().is_none() {
-        let body = ReplyBody::Devices {
-            items: Vec::new(),
-            last: true,
-        };
-        return server.reply(asker, None, Rank::Final, body);
-    }
-    while let Some(page) = pages.next() {
-        let body = ReplyBody::Devices {
+fn list(server: &Server, asker: &Asker, tunnels: &[Tunnel]) {
+    reply_in_pages(server, asker, tunnels, TUNNELS_PER_MESSAGE, |page, last| {
+        ReplyBody::Tunnels {
+            items: page.iter().map(|tunnel| server.info(tunnel)).collect(),
+            last,
+        }
+    });
+}
+
+fn list_devices(server: &Server, asker: &Asker, devices: &[DeviceInfo]) {
+    reply_in_pages(server, asker, devices, DEVICES_PER_MESSAGE, |page, last| {
+        ReplyBody::Devices {
             items: page.to_vec(),
-            last: pages.peek().is_none(),
-        };
-        server.reply(asker, None, Rank::Final, body);
-    }
+            last,
+        }
+    });
 }
 
 fn trace(server: &Server, tunnel: &Tunnel, times: Times) -> TunnelTrace {

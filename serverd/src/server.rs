@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rssh_mqtt::{Delivery, Publish, PublishError, Session};
 use rssh_proto::payload::{self, Rank, Reply, ReplyBody, TunnelInfo, TunnelState, V1};
@@ -40,9 +40,9 @@ pub struct Server {
     pub dropped: AtomicU64,
     /// Wakes the timer after a change to the leases.
     pub changed: Notify,
-    leases: Mutex<Leases>,
+    pub(crate) leases: Mutex<Leases>,
     /// Who waits for the end of which process.
-    waiting: Mutex<HashMap<Process, Vec<oneshot::Sender<()>>>>,
+    pub(crate) waiting: Mutex<HashMap<Process, Vec<oneshot::Sender<()>>>>,
 }
 
 /// Locks a mutex whose holders never panic half-way through a change.
@@ -51,44 +51,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Server {
-    /// Puts the parts together; no sessions are known yet, and none is let in.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each part is made in a way of its own by the daemon's start"
-    )]
-    pub fn new(
-        id: ServerId,
-        generation: Generation,
-        instance: InstanceId,
-        config: Config,
-        store: Store,
-        session: Session,
-        watcher: Watcher,
-        name_key: NameKey,
-        session_uid: u32,
-        boot_id: String,
-        leases: Leases,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            generation,
-            instance,
-            config,
-            store,
-            session,
-            watcher,
-            name_key,
-            session_uid,
-            boot_id,
-            open_for_landings: AtomicBool::new(false),
-            capacity: AtomicU32::new(u32::MAX),
-            dropped: AtomicU64::new(0),
-            changed: Notify::new(),
-            leases: Mutex::new(leases),
-            waiting: Mutex::new(HashMap::new()),
-        })
-    }
-
     /// The lease machine. Never held across an await.
     pub fn leases(&self) -> MutexGuard<'_, Leases> {
         lock(&self.leases)

@@ -5,7 +5,7 @@ use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, TunnelId};
 use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
-use super::tunnels::{Asker, Tunnel, askers, live, read, reconnecting, tunnel_columns};
+use super::tunnels::{Asker, Tunnel, askers, live, read, reconnecting, told, tunnel_columns};
 use super::{Store, StoreError, counter, port, stored, uncounter};
 use crate::process::Process;
 use crate::ssh_keygen::PublicKey;
@@ -147,14 +147,7 @@ impl Store {
             .bind(counter(epoch.0))
             .fetch_optional(&mut *tx)
             .await?;
-            let told = match row {
-                Some(row) => {
-                    let tunnel = read(&row)?;
-                    let askers = askers(&mut tx, &tunnel).await?;
-                    Some((tunnel, askers))
-                }
-                None => None,
-            };
+            let told = told(&mut tx, row).await?;
             tx.commit().await?;
             Ok(told)
         })

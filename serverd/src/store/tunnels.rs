@@ -459,7 +459,10 @@ impl Store {
 }
 
 /// The tunnel of a returned row with its askers.
-async fn told(connection: &mut PgConnection, row: Option<PgRow>) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
+pub(super) async fn told(
+    connection: &mut PgConnection,
+    row: Option<PgRow>,
+) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
     let Some(row) = row else { return Ok(None) };
     let tunnel = read(&row)?;
     let askers = askers(connection, &tunnel).await?;
