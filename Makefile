@@ -7,6 +7,8 @@ help:
 	@echo 'make demo          open one tunnel from end to end, show each stage, tear down (KEEP=1: leave it running)'
 	@echo 'make test          formatting, lints, unit tests, and the tests on the real stack'
 	@echo 'make bench         measure against what a person would do instead (BENCH=--help lists options)'
+	@echo 'make faults        inject one fault after another and check that the promises hold; FAULTS="--list" names them'
+	@echo 'make soak          random faults under load, for SOAK=30m or as long as you say, such as SOAK=8h'
 	@echo 'make build         build every program'
 	@echo 'make packages      install the Debian packages that the demo and the tests need'
 
@@ -34,3 +36,12 @@ bench: packages
 	$(CARGO) build --locked --release --workspace --bins
 	$(CARGO) build --locked --profile dist --package rssh-agentd
 	@target/release/rssh-bench $(BENCH)
+
+.PHONY: faults
+faults: build
+	@target/debug/rssh-faults $(FAULTS)
+
+SOAK ?= 30m
+.PHONY: soak
+soak: build
+	@target/debug/rssh-faults soak --time $(SOAK)

@@ -192,10 +192,9 @@ fn longest_still(records: &[Record]) -> u64 {
     for record in records {
         if let Event::Echo { session, .. } = record.event
             && !touched.contains(&session)
+            && let Some(before) = last.insert(session, record.at)
         {
-            if let Some(before) = last.insert(session, record.at) {
-                longest = longest.max(record.at - before);
-            }
+            longest = longest.max(record.at - before);
         }
     }
     longest

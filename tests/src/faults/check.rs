@@ -49,18 +49,13 @@ pub struct Violation {
     pub what: String,
 }
 
-/// Checks a whole history. What is wrong for a while is told once.
+/// Checks a whole history.
 pub fn check(history: &[Record]) -> Vec<Violation> {
     let mut checker = Checker::default();
     for record in history {
         checker.take(record);
     }
-    checker.end(history.last().map_or(0, |record| record.at));
-    let mut told = HashSet::new();
-    checker
-        .violations
-        .retain(|violation| told.insert((violation.invariant, violation.what.clone())));
-    checker.violations
+    checker.finish(history.last().map_or(0, |record| record.at))
 }
 
 /// What is known of a session.
@@ -80,9 +75,12 @@ struct Asked {
     what: String,
 }
 
+/// Checks a history piece by piece.
 #[derive(Debug, Default)]
-struct Checker {
+pub struct Checker {
     violations: Vec<Violation>,
+    /// What lasts is told once.
+    told: HashSet<(Invariant, String)>,
     asked: HashMap<u32, Asked>,
     sessions: HashMap<u32, Login>,
     epochs: HashMap<String, u64>,
@@ -94,14 +92,19 @@ struct Checker {
 
 impl Checker {
     fn tell(&mut self, invariant: Invariant, at: u64, what: impl Into<String>) {
-        self.violations.push(Violation {
-            invariant,
-            at,
-            what: what.into(),
-        });
+        let what = what.into();
+        if self.told.insert((invariant, what.clone())) {
+            self.violations.push(Violation { invariant, at, what });
+        }
     }
 
-    fn take(&mut self, record: &Record) {
+    /// What has been found until now.
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
+    /// Takes the next record.
+    pub fn take(&mut self, record: &Record) {
         let at = record.at;
         match &record.event {
             Event::Asked {
@@ -299,6 +302,13 @@ impl Checker {
                 self.tell(Invariant::Deadline, at, what);
             }
         }
+    }
+
+    /// Ends the history at this moment; returns the breaches.
+    #[must_use]
+    pub fn finish(mut self, at: u64) -> Vec<Violation> {
+        self.end(at);
+        self.violations
     }
 
     fn end(&mut self, at: u64) {

@@ -117,28 +117,35 @@ pub struct History {
     begin: Instant,
     inner: Mutex<Inner>,
     numbers: AtomicU32,
+    /// Whether looks and echoes, which are most of it, go to the file too.
+    whole: bool,
 }
 
 #[derive(Debug)]
 struct Inner {
     records: Vec<Record>,
     file: BufWriter<File>,
+    seen: Option<Seen>,
+    rows: Option<Rows>,
 }
 
 impl History {
-    /// Begins one, which goes to a file too.
+    /// Begins one, which goes to a file too; a long one without its looks and echoes.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn begin(path: &Path) -> Result<Self> {
+    pub fn begin(path: &Path, whole: bool) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self {
             begin: Instant::now(),
             inner: Mutex::new(Inner {
                 records: Vec::new(),
                 file: BufWriter::new(file),
+                seen: None,
+                rows: None,
             }),
             numbers: AtomicU32::new(1),
+            whole,
         })
     }
 
@@ -161,22 +168,43 @@ impl History {
         let mut inner = self.inner();
         // Under the lock: so the records are in the order of time.
         let record = Record { at: self.now(), event };
-        if let Ok(line) = serde_json::to_string(&record) {
+        let bulk = matches!(record.event, Event::Seen(_) | Event::Echo { .. });
+        if (self.whole || !bulk)
+            && let Ok(line) = serde_json::to_string(&record)
+        {
             // The file is for people; what is checked is in memory.
             let _ = writeln!(inner.file, "{line}");
+        }
+        if let Event::Seen(seen) = &record.event {
+            if let Some(rows) = &seen.rows {
+                inner.rows = Some(rows.clone());
+            }
+            inner.seen = Some(seen.clone());
         }
         inner.records.push(record);
     }
 
-    /// Everything until now.
+    /// Everything until now that was not taken.
     pub fn records(&self) -> Vec<Record> {
         let mut inner = self.inner();
         let _ = inner.file.flush();
         inner.records.clone()
     }
 
-    /// Takes out what is older than a moment and returns it: a long run checks its history piece by piece.
-    pub fn last<T>(&self, find: impl FnMut(&Record) -> Option<T>) -> Option<T> {
-        self.inner().records.iter().rev().find_map(find)
+    /// Takes out everything until now: a long run checks its history piece by piece.
+    pub fn take(&self) -> Vec<Record> {
+        let mut inner = self.inner();
+        let _ = inner.file.flush();
+        std::mem::take(&mut inner.records)
+    }
+
+    /// The latest look.
+    pub fn seen(&self) -> Option<Seen> {
+        self.inner().seen.clone()
+    }
+
+    /// The latest look at the database that it answered.
+    pub fn rows(&self) -> Option<Rows> {
+        self.inner().rows.clone()
     }
 }

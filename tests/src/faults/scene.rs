@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::history::{Event, History, Rows, Seen};
 use super::session::Session;
-use super::watch::Watch;
+use super::watch::{self, Watch};
 use crate::component::Record;
 use crate::place::{Place, device_name};
 use crate::process::{self, Process};
@@ -81,9 +81,17 @@ impl Scene {
     /// # Errors
     /// When the lab does not come up.
     pub fn begin(options: Options, history: &Path, without: bool) -> Result<Self> {
+        let history = Arc::new(History::begin(history, true)?);
+        Self::with(options, history, without, watch::EVERY)
+    }
+
+    /// Brings up a lab for a history that has begun, and looks at it so often.
+    ///
+    /// # Errors
+    /// When the lab does not come up.
+    pub fn with(options: Options, history: Arc<History>, without: bool, every: Duration) -> Result<Self> {
         let lab = Lab::temporary(options)?;
-        let history = Arc::new(History::begin(history)?);
-        let watch = Some(Watch::begin(&lab, history.clone())?);
+        let watch = Some(Watch::begin(&lab, history.clone(), every)?);
         Ok(Self {
             lab,
             history,
@@ -246,23 +254,12 @@ impl Scene {
     /// # Errors
     /// When there was none yet.
     pub fn seen(&self) -> Result<Seen> {
-        let seen = |event: &Event| match event {
-            Event::Seen(seen) => Some(seen.clone()),
-            _ => None,
-        };
-        self.history
-            .last(|record| seen(&record.event))
-            .context("nothing was looked at yet")
+        self.history.seen().context("nothing was looked at yet")
     }
 
     /// The latest look at the database.
     pub fn rows(&self) -> Rows {
-        self.history
-            .last(|record| match &record.event {
-                Event::Seen(Seen { rows: Some(rows), .. }) => Some(rows.clone()),
-                _ => None,
-            })
-            .unwrap_or_default()
+        self.history.rows().unwrap_or_default()
     }
 
     /// The epoch of a tunnel that is active and listened for, and the server that it is on.

@@ -20,7 +20,7 @@ use crate::network::Networks;
 use crate::place::{Place, server_address};
 
 /// How often is looked.
-const EVERY: Duration = Duration::from_millis(250);
+pub const EVERY: Duration = Duration::from_millis(250);
 /// How long the database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The ports that servers lease.
@@ -91,7 +91,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the lab cannot be found again.
-    pub fn begin(lab: &Lab, history: Arc<History>) -> Result<Self> {
+    pub fn begin(lab: &Lab, history: Arc<History>, every: Duration) -> Result<Self> {
         let lab = Lab::attach(lab.dir())?;
         let stop = Arc::new(AtomicBool::new(false));
         let until = stop.clone();
@@ -99,7 +99,7 @@ impl Watch {
             let mut psql = None;
             while !until.load(Ordering::Relaxed) {
                 history.add(Event::Seen(look(&lab, &mut psql)));
-                thread::sleep(EVERY);
+                thread::sleep(every);
             }
         });
         Ok(Self {
