@@ -52,10 +52,10 @@ pub struct SshArgs {
 /// Prints a line for each port it listens on: the address, the device and the target. Runs until it is interrupted.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  rssh forward device-42 8080:80               localhost:8080 here is port 80 of the device
-  rssh forward device-42 0:80 5432             any free port, and the same port on both sides
-  rssh forward device-42 5020:192.168.1.10:502 a host the device's list of targets allows
-  rssh forward root@device-42 -R 3128:localhost:3128")]
+  rssh forward device-42 8080:80                localhost:8080 here is port 80 of the device
+  rssh forward device-42 0:80 5432              any free port, and the same port on both sides
+  rssh forward device-42 5020:192.168.1.10:502  a host the device's list of targets allows
+  rssh forward root@device-42 8080:80 -R 3128:localhost:3128")]
 pub struct ForwardArgs {
     /// The device's name, with the account to log in to for -R
     #[arg(value_name = "[USER@]DEVICE", add = ArgValueCompleter::new(complete::destinations))]

@@ -6,6 +6,7 @@ mod balancer;
 mod broker;
 mod config;
 mod doctor;
+mod examples;
 mod exec;
 mod forward;
 mod open;
