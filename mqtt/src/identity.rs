@@ -21,7 +21,7 @@ pub enum IdentityError {
     Exposed(PathBuf),
     #[error("{path} holds no {what} in PEM form")]
     Pem { path: PathBuf, what: &'static str },
-    #[error("the certificate {certificate} cannot be used with its key: {source}")]
+    #[error("the certificate {certificate} cannot be used with its key: {source}; the two have to belong together")]
     Tls {
         certificate: PathBuf,
         source: rustls::Error,
