@@ -4,12 +4,13 @@
 
 use std::path::Path;
 
+use rssh_lab::faults::case::How;
 use rssh_lab::faults::{cases, report};
 
 #[track_caller]
 fn holds(name: &str) {
     let case = cases::all().find(|case| case.name == name).unwrap();
-    let outcome = case.outcome(Path::new(env!("CARGO_TARGET_TMPDIR")), false);
+    let outcome = case.outcome(Path::new(env!("CARGO_TARGET_TMPDIR")), How::default());
     assert!(report::is_good(&outcome), "{}", report::table(&[outcome]));
 }
 

@@ -50,6 +50,15 @@ impl Bound {
     }
 }
 
+/// How a case is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How {
+    /// With its defence switched off.
+    pub without: bool,
+    /// Keep the logs of its lab also when it holds.
+    pub logs: bool,
+}
+
 /// What a case measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
@@ -113,10 +122,10 @@ pub struct Outcome {
 
 impl Case {
     /// Runs it in a lab of its own.
-    pub fn outcome(&self, histories: &Path, without: bool) -> Outcome {
+    pub fn outcome(&self, histories: &Path, how: How) -> Outcome {
         let began = Instant::now();
         let mut records = Vec::new();
-        let result = self.run_in_lab(histories, without, &mut records);
+        let result = self.run_in_lab(histories, how, &mut records);
         let violations = check(&records);
         let effects: Vec<(String, bool)> = records
             .iter()
@@ -148,12 +157,12 @@ impl Case {
                 .collect(),
             longest_still_ms: longest_still(&records),
             took_s: began.elapsed().as_secs_f64(),
-            without,
+            without: how.without,
         }
     }
 
-    fn run_in_lab(&self, histories: &Path, without: bool, records: &mut Vec<Record>) -> Result<Measured> {
-        if without && self.switch.is_none() {
+    fn run_in_lab(&self, histories: &Path, how: How, records: &mut Vec<Record>) -> Result<Measured> {
+        if how.without && self.switch.is_none() {
             bail!("{} has no switch", self.name);
         }
         let options = Options {
@@ -161,13 +170,13 @@ impl Case {
             devices: self.devices,
             users: 3,
         };
-        let suffix = if without { "-without" } else { "" };
+        let suffix = if how.without { "-without" } else { "" };
         let path = histories.join(format!("{}{suffix}.jsonl", self.name));
-        let mut scene = Scene::begin(options, &path, without)?;
+        let mut scene = Scene::begin(options, &path, how.without)?;
         let measured = (self.run)(&scene);
         scene.close();
         *records = scene.history.records();
-        if measured.is_err() || !check(records).is_empty() {
+        if how.logs || measured.is_err() || !check(records).is_empty() {
             let logs = path.with_extension("logs");
             fs::remove_dir_all(&logs).ok();
             run::checked(Command::new("cp").arg("-r").args([scene.lab.dir().join("log"), logs]))?;

@@ -27,7 +27,7 @@ use clap::{Parser, Subcommand};
 use rssh_proto::duration::Span;
 
 use crate::files;
-use case::{Case, Outcome};
+use case::{Case, How, Outcome};
 
 /// Injects faults into the real system and checks that its promises hold.
 #[derive(Debug, Parser)]
@@ -41,6 +41,9 @@ pub struct Args {
     /// Switch each case's defence off: a case has to fail then
     #[arg(long)]
     without_defence: bool,
+    /// Keep the logs of every case's lab, not only of those that fail
+    #[arg(long)]
+    logs: bool,
     /// Say which cases there are
     #[arg(long)]
     list: bool,
@@ -118,10 +121,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     files::make_dir(&args.dir)?;
+    let how = How {
+        without: args.without_defence,
+        logs: args.logs,
+    };
     let outcomes: Vec<Outcome> = cases
         .into_iter()
         .map(|case| {
-            let outcome = case.outcome(&args.dir, args.without_defence);
+            let outcome = case.outcome(&args.dir, how);
             eprintln!("{:>6.1} s  {} {:?}", outcome.took_s, outcome.name, outcome.verdict);
             outcome
         })

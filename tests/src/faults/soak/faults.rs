@@ -13,21 +13,42 @@ use crate::parts::router;
 use crate::place::Place;
 use crate::process;
 
+/// How many faults there are.
+const FAULTS: u32 = 14;
+
 /// A generator of numbers (xorshift64): the same seed gives the same faults.
 #[derive(Debug)]
-pub(super) struct Dice(u64);
+pub(super) struct Dice {
+    state: u64,
+    /// Faults that have not had their turn: each comes once before one comes again.
+    bag: Vec<u32>,
+}
 
 impl Dice {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            bag: Vec::new(),
+        }
+    }
+
+    /// A fault.
+    fn draw(&mut self) -> u32 {
+        if self.bag.is_empty() {
+            self.bag = (1..=FAULTS).collect();
+        }
+        let left = u32::try_from(self.bag.len()).unwrap_or(u32::MAX);
+        let at = self.roll(left) as usize - 1;
+        self.bag.swap_remove(at)
     }
 
     /// A number from 1 to `sides`.
     pub(super) fn roll(&mut self, sides: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from(self.0 % u64::from(sides)).unwrap_or(0) + 1
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        // The low bits are the least random.
+        u32::try_from((self.state >> 32) % u64::from(sides)).unwrap_or(0) + 1
     }
 }
 
@@ -38,7 +59,7 @@ pub(super) fn inject(scene: &Scene, dice: &mut Dice, load: &mut Load, devices: u
     let serverd = format!("serverd-{server}");
     let device = dice.roll(devices);
     let agentd = format!("agentd-{device}");
-    Ok(match dice.roll(14) {
+    Ok(match dice.draw() {
         1 => {
             scene.ctl(Action::Kill, &serverd)?;
             scene.last(seconds(1));
@@ -171,13 +192,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_rolls_every_side_and_the_same_ones_again() {
-        let rolls = |seed| {
+    fn every_fault_comes_once_before_one_comes_again_and_a_seed_repeats_them() {
+        let draws = |seed| {
             let mut dice = Dice::new(seed);
-            (0..500).map(|_| dice.roll(14)).collect::<Vec<_>>()
+            (0..28).map(|_| dice.draw()).collect::<Vec<_>>()
         };
-        assert_eq!(rolls(1), rolls(1));
-        assert_ne!(rolls(1), rolls(2));
-        assert!((1..=14).all(|side| rolls(1).contains(&side)));
+        assert_eq!(draws(1), draws(1));
+        assert_ne!(draws(1), draws(2));
+        for round in draws(3).chunks(14) {
+            let mut sorted = round.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (1..=FAULTS).collect::<Vec<_>>());
+        }
     }
 }
