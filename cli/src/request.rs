@@ -23,6 +23,8 @@ use rssh_proto::{Failure, FailureKind, ServerId, SessionId, TunnelId};
 /// How long a request waits before it is first repeated; doubled with each further time up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// The same for a request that waits for a device to come, hours perhaps: a server has it in its store by then.
+const WAITING_PAUSE: Duration = Duration::from_secs(30);
 /// How long the broker may say that nobody subscribes to requests before it is believed: servers restart.
 const UNHEARD: Duration = Duration::from_secs(2);
 const UNHEARD_PAUSE: Duration = Duration::from_millis(200);
@@ -201,7 +203,7 @@ impl Ask {
                 self.latest = Some(key);
                 self.tunnel = Some(tunnel);
                 // Someone is on it. Should that one die, another server takes the repeated request up.
-                self.pause = LONGEST_PAUSE;
+                self.pause = self.longest_pause();
                 self.repeat_at = Some(now + self.pause);
                 vec![Command::Progress(reply.rank, server)]
             }
@@ -282,9 +284,16 @@ impl Ask {
         }
         self.request.deadline_ms = u32::try_from(left).unwrap_or(u32::MAX);
         self.repeat_at = Some(now + self.pause);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.pause = (self.pause * 2).min(self.longest_pause());
         self.sent = true;
         vec![Command::Publish(self.request.clone())]
+    }
+
+    fn longest_pause(&self) -> Duration {
+        match &self.request.op {
+            Operation::Open(open) if open.wait && self.latest.is_some() => WAITING_PAUSE,
+            _ => LONGEST_PAUSE,
+        }
     }
 
     /// Whether an opened tunnel is what was asked for; `None` when no tunnel was.

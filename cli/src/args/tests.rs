@@ -131,3 +131,15 @@ fn an_offer_names_both_ends() {
     assert!(parse("rssh forward device-1").is_err());
     assert!(parse("rssh forward device-1 -R 80:localhost:80").is_ok());
 }
+
+#[test]
+fn waiting_has_a_time_of_its_own() {
+    let wait = |line| match parse(line).unwrap().command {
+        Some(Command::Open(args)) => args.wait.map(|wait| wait.to_string()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(wait("rssh open device-1"), None);
+    assert_eq!(wait("rssh open --wait device-1").as_deref(), Some("1d"));
+    assert_eq!(wait("rssh open device-1 --wait=2h").as_deref(), Some("2h"));
+    assert!(parse("rssh open device-1 --wait=2h --timeout 5s").is_err());
+}

@@ -38,6 +38,7 @@ impl TargetArgs {
 #[command(after_help = "Examples:
   rssh open device-42                          the device's ssh
   rssh open device-42 --port 8080 --ttl 8h
+  rssh open device-42 --wait=2h                as soon as the device is there
   rssh open device-42 --to 192.168.1.10:502    a host the device's list of targets allows
   rssh open device-42 --json | jq -r .host")]
 pub struct OpenArgs {
@@ -61,6 +62,17 @@ pub struct OpenArgs {
     /// Give up after this time
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = positive)]
     pub timeout: Span,
+    /// Wait for a device that is offline, so long at most [default without a time: 1d]
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1d",
+        conflicts_with = "timeout",
+        value_parser = positive
+    )]
+    pub wait: Option<Span>,
     /// Print one JSON object: tunnel, device, target, server, host, port, state, expires_at, host_expires_at, banner
     #[arg(long)]
     pub json: bool,

@@ -37,7 +37,8 @@ pub async fn run(common: &Common, args: &OpenArgs) -> Result<(), Error> {
     });
     let mut signals = Signals::watch()?;
     let target = args.target.given().unwrap_or_else(Target::ssh);
-    let deadline = Instant::now() + args.timeout.duration();
+    let timeout = args.wait.unwrap_or(args.timeout);
+    let deadline = Instant::now() + timeout.duration();
     let mut ask = control.ask_by(
         Operation::Open(OpenRequest {
             device: args.device.clone(),
@@ -46,10 +47,10 @@ pub async fn run(common: &Common, args: &OpenArgs) -> Result<(), Error> {
             ttl_s: Some(seconds(args.ttl)),
             idle_s: args.idle.map(seconds),
             new: args.new,
-            wait: false,
+            wait: args.wait.is_some(),
             hold: true,
         }),
-        args.timeout,
+        timeout,
         deadline,
     );
     let progress = Progress::of(&args.device, common.quiet || args.json);

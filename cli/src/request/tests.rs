@@ -401,3 +401,27 @@ proptest! {
         prop_assert_eq!(check(&ask, vec![], now), 1);
     }
 }
+
+#[test]
+fn a_request_that_waits_for_its_device_is_repeated_seldom_once_a_server_has_it() {
+    let start = Instant::now();
+    let mut op = open(true);
+    if let Operation::Open(open) = &mut op {
+        open.wait = true;
+    }
+    let mut ask = ask(op, start);
+    ask.deadline = start + Duration::from_secs(3600);
+    ask.handle_up(start);
+    let progress = ReplyBody::Progress {
+        tunnel: ask.request.id,
+        server: "s1".parse().unwrap(),
+    };
+    let accepted = reply(&ask, 0, Rank::Accepted, progress);
+    ask.handle_reply(accepted, start);
+    let mut now = start;
+    for _ in 0..3 {
+        assert_eq!(ask.poll_timeout(), Some(now + WAITING_PAUSE));
+        now += WAITING_PAUSE;
+        assert!(matches!(ask.handle_timeout(now)[..], [Command::Publish(_)]));
+    }
+}

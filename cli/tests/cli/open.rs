@@ -83,6 +83,21 @@ fn a_request_that_was_swallowed_is_repeated_with_its_id() {
 }
 
 #[test]
+fn a_waiting_request_says_so_and_lasts_as_long() {
+    let rig = Rig::with(opens(HOST), SSH);
+    succeeded(&rig.rssh("open device-1 --wait=2h").output().unwrap());
+    let requests = rig.peers().0.requests();
+    let Operation::Open(open) = &requests[0].op else {
+        panic!("{requests:?}");
+    };
+    assert!(open.wait);
+    assert!(
+        (7_190_000..=7_200_000).contains(&requests[0].deadline_ms),
+        "{requests:?}"
+    );
+}
+
+#[test]
 fn without_a_server_nobody_serves() {
     let rig = Rig::new().broker();
     failed(
