@@ -36,7 +36,6 @@ static PEACE: RwLock<()> = RwLock::new(());
 
 /// The lab that tests share, for as long as nobody else needs it alone.
 struct Shared<Guard> {
-    // Dropped last: the lab may end with it.
     lab: Arc<Lab>,
     _guard: Guard,
 }
@@ -51,19 +50,18 @@ impl<Guard> Deref for Shared<Guard> {
 
 /// The lab, beside other tests.
 fn lab() -> Shared<RwLockReadGuard<'static, ()>> {
-    let guard = PEACE.read().unwrap_or_else(PoisonError::into_inner);
+    // Whoever waits for peace keeps the lab up.
     Shared {
         lab: running(),
-        _guard: guard,
+        _guard: PEACE.read().unwrap_or_else(PoisonError::into_inner),
     }
 }
 
 /// The lab, while no other test uses it.
 fn lab_alone() -> Shared<RwLockWriteGuard<'static, ()>> {
-    let guard = PEACE.write().unwrap_or_else(PoisonError::into_inner);
     Shared {
         lab: running(),
-        _guard: guard,
+        _guard: PEACE.write().unwrap_or_else(PoisonError::into_inner),
     }
 }
 
