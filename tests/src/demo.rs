@@ -75,6 +75,19 @@ fn show(lab: &Lab) -> Result<()> {
         text("host")
     );
 
+    say(format_args!(
+        "Where the time went, from the request on, by the database's clock"
+    ));
+    for (stage, column) in [
+        ("the device acknowledged the order", "answered_at"),
+        ("its ssh had landed and claimed a port", "claimed_at"),
+        ("the server saw the listener", "active_at"),
+    ] {
+        let sql = format!("SELECT round(extract(epoch FROM {column} - created_at), 3) FROM tunnels WHERE id = '{id}'");
+        let seconds: f64 = lab.psql(&sql)?.trim().parse().context("a stage was not reached")?;
+        report(stage, Duration::from_secs_f64(seconds));
+    }
+
     say(format_args!("What the database says: one live lease"));
     println!(
         "            server|port|device|epoch = {}",
