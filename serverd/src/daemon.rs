@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rssh_mqtt::{Event, Identity, Message, Session, Settings, Will};
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::config::Config;
 use crate::home::Home;
 use crate::lease::{Leases, Limits};
+use crate::pause::{self, Pulse};
 use crate::process::{self, Holder};
 use crate::registry::{self, Signer};
 use crate::server::Server;
@@ -212,7 +213,18 @@ fn mqtt_settings(
 /// Hands messages to their handlers, until the session ends.
 async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
     let places = Arc::new(Semaphore::new(AT_ONCE));
-    while let Some(event) = events.recv().await {
+    let mut pulse = Pulse::new(Instant::now());
+    let mut beats = tokio::time::interval(pause::BEAT);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            _ = beats.tick() => {
+                pulse.handle_beat(Instant::now());
+                continue;
+            }
+        };
+        let Some(event) = event else { return };
         match event {
             Event::Up => {
                 tracing::info!("connected to the broker");
@@ -223,9 +235,10 @@ async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
                 let Ok(place) = places.clone().acquire_owned().await else {
                     return;
                 };
+                let waited = pulse.handle_message(Instant::now());
                 let server = server.clone();
                 tokio::spawn(async move {
-                    hear_one(server, message).await;
+                    hear_one(server, message, waited).await;
                     drop(place);
                 });
             }
@@ -233,11 +246,14 @@ async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
     }
 }
 
-async fn hear_one(server: Arc<Server>, message: Message) {
+async fn hear_one(server: Arc<Server>, message: Message, waited: Duration) {
     let bytes = &message.payload;
     let heard = match Topic::parse(&message.topic) {
         Some(Topic::UserRequest(user)) => match payload::decode::<Request>(bytes) {
-            Ok(request) => return requests::handle(server, user, request).await,
+            Ok(request) => match requests::in_time(request, waited) {
+                Some(request) => return requests::handle(server, user, request).await,
+                None => "it came too late: this server stood still".to_owned(),
+            },
             Err(error) => error.to_string(),
         },
         Some(Topic::DeviceStatus(device)) => match payload::decode::<DeviceStatus>(bytes) {

@@ -16,6 +16,7 @@ pub mod http;
 pub mod landing;
 pub mod lease;
 pub mod load;
+pub mod pause;
 pub mod peers;
 pub mod pki;
 pub mod ports;

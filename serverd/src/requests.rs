@@ -27,6 +27,16 @@ const TUNNELS_PER_MESSAGE: usize = 8;
 /// How many devices go into one message: each is under 140 bytes.
 const DEVICES_PER_MESSAGE: usize = 24;
 
+/// The request with what is left of its time after it waited for so long; `None` for an open whose time is over, which
+/// must not open anything any more. A close does good whenever it comes.
+pub fn in_time(mut request: Request, waited: Duration) -> Option<Request> {
+    let waited_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
+    if let (Operation::Open(_), 1..) = (&request.op, waited_ms) {
+        request.deadline_ms = request.deadline_ms.checked_sub(waited_ms).filter(|left| *left > 0)?;
+    }
+    Some(request)
+}
+
 /// Carries a request out.
 pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
     let asker = Asker {
@@ -344,5 +354,32 @@ mod tests {
         ] {
             assert_eq!(rough(seconds), text);
         }
+    }
+
+    #[test]
+    fn an_open_that_waited_past_its_deadline_is_dropped_and_a_close_is_not() {
+        let request = |op| Request {
+            v: V1,
+            id: TunnelId::generate(),
+            session: rssh_proto::SessionId::generate(),
+            deadline_ms: 4_000,
+            op,
+        };
+        let open = request(Operation::Open(OpenRequest {
+            device: "device-1".parse().unwrap(),
+            target: "localhost:22".parse().unwrap(),
+            remote_port: None,
+            ttl_s: None,
+            idle_s: None,
+            new: false,
+            wait: false,
+            hold: true,
+        }));
+        let left = |waited| in_time(open.clone(), Duration::from_millis(waited)).map(|request| request.deadline_ms);
+        assert_eq!(left(0), Some(4_000));
+        assert_eq!(left(3_000), Some(1_000));
+        assert_eq!(left(4_000), None);
+        assert_eq!(left(12_000), None);
+        assert!(in_time(request(Operation::List), Duration::from_secs(12)).is_some());
     }
 }
