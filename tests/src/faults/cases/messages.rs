@@ -29,7 +29,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "request-late",
-        injects: "an open with 1 s to live, heard 12 s later by a serverd that was frozen",
+        injects: "an open with 4 s to live, heard 12 s later by a serverd that was frozen",
         bound: Bound::count("tunnels that opened", 0.0),
         defence: "a request past its deadline opens nothing",
         switch: Some("it has 60 s to live"),
@@ -183,7 +183,7 @@ fn late(scene: &Scene) -> Result<Measured> {
     scene.until_opens(PROBER, 1, Duration::from_secs(10))?;
     let before = opened(scene, 1)?;
     scene.ctl(Action::Stop, "serverd-1")?;
-    let life = Duration::from_secs(if scene.without { 60 } else { 1 });
+    let life = Duration::from_secs(if scene.without { 60 } else { 4 });
     let seconds = life.as_secs().to_string();
     // As the CLI does: the message's expiry is the deadline.
     publish(
