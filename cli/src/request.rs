@@ -3,7 +3,7 @@
 //! ```text
 //! waiting for the broker --up--> sent --Accepted--> Answered --> Claimed --> over
 //!        |                        | ^ repeated with the same id after 1 s, 2 s, 4 s ..
-//!        +---- unreachable -------+---- nobody subscribes for 2 s, refused, deadline ----> over
+//!        +---- unreachable -------+---- nobody subscribes for a while, refused, deadline ----> over
 //! ```
 //! A shared subscription loses messages (a frozen server swallows its share), so a request is repeated with its id;
 //! servers answer a repeated one with its first outcome. Answers can come twice, late and out of order: one whose
@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// The same for a request that waits for a device to come, hours perhaps: a server has it in its store by then.
 const WAITING_PAUSE: Duration = Duration::from_secs(30);
 /// How long the broker may say that nobody subscribes to requests before it is believed: servers restart.
-const UNHEARD: Duration = Duration::from_secs(2);
+const UNHEARD: Duration = Duration::from_millis(1600);
 const UNHEARD_PAUSE: Duration = Duration::from_millis(200);
 
 /// What the loop around an [`Ask`] is to do.
@@ -58,8 +58,8 @@ pub struct Ask {
     untried: usize,
     up: bool,
     ever_up: bool,
-    /// Sent at least once, and no server has refused it.
-    sent: bool,
+    /// How many times it was published and may have been heard: a server may have made something of it.
+    heard: u32,
     repeat_at: Option<Instant>,
     pause: Duration,
     unheard_since: Option<Instant>,
@@ -88,7 +88,7 @@ impl Ask {
             untried: brokers,
             up: false,
             ever_up: false,
-            sent: false,
+            heard: 0,
             repeat_at: None,
             pause: FIRST_PAUSE,
             unheard_since: None,
@@ -109,7 +109,7 @@ impl Ask {
             return None;
         };
         let tunnel = self.tunnel.unwrap_or(self.request.id);
-        (self.sent && (open.hold || tunnel == self.request.id)).then_some(self.request.id)
+        (self.heard > 0 && (open.hold || tunnel == self.request.id)).then_some(self.request.id)
     }
 
     /// When [`Self::handle_timeout`] is due; `None` once the request is over.
@@ -166,6 +166,7 @@ impl Ask {
             }
             Ok(Delivery::NoSubscriber) if self.latest.is_some() => vec![],
             Ok(Delivery::NoSubscriber) => {
+                self.heard = self.heard.saturating_sub(1);
                 let since = *self.unheard_since.get_or_insert(now);
                 if now.duration_since(since) >= UNHEARD {
                     return self.fail(
@@ -256,7 +257,7 @@ impl Ask {
             }
             // A server that refused has nothing left to close.
             ReplyBody::Failed(failure) => {
-                self.sent = false;
+                self.heard = 0;
                 self.finish(Err(failure))
             }
         }
@@ -285,7 +286,7 @@ impl Ask {
         self.request.deadline_ms = u32::try_from(left).unwrap_or(u32::MAX);
         self.repeat_at = Some(now + self.pause);
         self.pause = (self.pause * 2).min(self.longest_pause());
-        self.sent = true;
+        self.heard += 1;
         vec![Command::Publish(self.request.clone())]
     }
 

@@ -185,7 +185,7 @@ fn a_refused_certificate_ends_the_request_at_once() {
 }
 
 #[test]
-fn nobody_subscribing_is_believed_after_two_seconds() {
+fn nobody_subscribing_is_believed_after_a_while_and_leaves_nothing_to_close() {
     let start = Instant::now();
     let mut ask = ask(open(true), start);
     ask.handle_up(start);
@@ -202,16 +202,17 @@ fn nobody_subscribing_is_believed_after_two_seconds() {
     };
     assert_eq!(failure(&commands).kind, FailureKind::NobodyServing);
     assert_eq!(now - start, UNHEARD);
-    assert_eq!(sent, 11);
+    assert_eq!(sent, 9);
+    assert_eq!(ask.left_behind(), None, "nobody heard it");
 }
 
 #[test]
-fn a_server_that_comes_back_within_two_seconds_serves() {
+fn a_server_that_comes_back_in_time_serves() {
     let start = Instant::now();
     let mut ask = ask(open(true), start);
     ask.handle_up(start);
     ask.handle_delivery(&Ok(Delivery::NoSubscriber), start);
-    let later = start + Duration::from_millis(1900);
+    let later = start + Duration::from_millis(1500);
     ask.handle_delivery(&Ok(Delivery::Accepted), later);
     let much_later = start + Duration::from_secs(5);
     assert_eq!(ask.handle_delivery(&Ok(Delivery::NoSubscriber), much_later), []);
