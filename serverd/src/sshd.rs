@@ -237,6 +237,7 @@ fn certificate(key: &Path) -> PathBuf {
 
 /// The authorized_keys line of one login: one port, one command, and nothing else.
 ///
+/// The port stands in the command too, for sshd's log: it names the command of each login, but not its permissions.
 /// Every part is a validated type, so that nothing in it can end the line or an option.
 pub fn authorized_key(config: &Config, address: IpAddr, port: u16, device: &DeviceId, key: &PublicKey) -> String {
     let bind = match address {
@@ -244,7 +245,7 @@ pub fn authorized_key(config: &Config, address: IpAddr, port: u16, device: &Devi
         IpAddr::V6(v6) => format!("[{v6}]"),
     };
     format!(
-        "restrict,port-forwarding,permitlisten=\"{bind}:{port}\",command=\"exec {} {} {device}\" {key}\n",
+        "restrict,port-forwarding,permitlisten=\"{bind}:{port}\",command=\"exec {} {} {device} {bind}:{port}\" {key}\n",
         config.sshd.helpers.join("rssh-claim").display(),
         config.socket(CLAIM_SOCKET).display(),
     )

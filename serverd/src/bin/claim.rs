@@ -8,8 +8,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [socket, device] = &arguments[..] else {
-        eprintln!("usage: rssh-claim SOCKET DEVICE (sshd runs it as a forced command)");
+    // The last is for sshd's log, which shows the command and so the one port that the login is permitted.
+    let [socket, device, _permitted] = &arguments[..] else {
+        eprintln!("usage: rssh-claim SOCKET DEVICE ADDRESS:PORT (sshd runs it as a forced command)");
         return ExitCode::from(64);
     };
     let command = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
