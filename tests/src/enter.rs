@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -146,7 +147,11 @@ fn tmpfs(path: &str) -> Result<()> {
 fn shed_namespaces() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     for target in tmpfs_targets(&mounts) {
-        umount2(target, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {target} here"))?;
+        match umount2(target, MntFlags::MNT_DETACH) {
+            // That lab went down since the list was read.
+            Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot unmount {target} here")),
+        }
     }
     Ok(())
 }
