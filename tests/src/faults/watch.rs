@@ -173,6 +173,12 @@ fn sockets(pid: i32) -> HashSet<u64> {
         .collect()
 }
 
+/// Where server `n` is once it has moved.
+pub fn moved_address(n: u32) -> Ipv4Addr {
+    let [a, b, c, d] = server_address(n).octets();
+    Ipv4Addr::new(a, b, c + 100, d)
+}
+
 /// Server, port and inode of each listener on a leased port, as /proc/net/tcp (proc(5)) has them.
 fn parse(table: &str, servers: u32) -> impl Iterator<Item = (u32, u16, u64)> {
     table.lines().skip(1).filter_map(move |line| {
@@ -189,7 +195,7 @@ fn parse(table: &str, servers: u32) -> impl Iterator<Item = (u32, u16, u64)> {
         let inode = fields.nth(1)?.parse().ok()?;
         // In the byte order of the machine that runs it.
         let address = Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes());
-        let server = (1..=servers).find(|n| server_address(*n) == address)?;
+        let server = (1..=servers).find(|n| [server_address(*n), moved_address(*n)].contains(&address))?;
         let port = u16::from_str_radix(port, 16).ok()?;
         LEASED.contains(&port).then_some((server, port, inode))
     })

@@ -10,8 +10,10 @@ use crate::bench::stats::quantile;
 use crate::faults::case::{Bound, Case, Measured};
 use crate::faults::scene::{Opened, PROBER, Scene, USER};
 use crate::faults::session::Session;
+use crate::faults::watch::moved_address;
+use crate::files;
 use crate::parts::router;
-use crate::place::Place;
+use crate::place::{Place, server_address};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -73,6 +75,16 @@ pub(super) const CASES: &[Case] = &[
         servers: 2,
         devices: 6,
         run: drained,
+    },
+    Case {
+        name: "server-address-changed",
+        injects: "a server ends and comes back at another address",
+        bound: Bound::seconds("routes follow", 2.0),
+        defence: "it registers at a higher generation; routerd changes its maps at once",
+        switch: Some("routerd is frozen"),
+        servers: 2,
+        devices: 6,
+        run: address_changed,
     },
     Case {
         name: "one-of-two-serverds-frozen",
@@ -336,6 +348,74 @@ fn drained(scene: &Scene) -> Result<Measured> {
         Ok(!process.is_alive())
     })?;
     Ok(Measured::seconds(took, ""))
+}
+
+fn address_changed(scene: &Scene) -> Result<Measured> {
+    let load = load_on_both(scene, 5)?;
+    let moving = load.on("s1");
+    for at in &moving {
+        load.sessions[*at].touched();
+    }
+    let generation = |scene: &Scene| -> Result<u64> {
+        Ok(scene
+            .lab
+            .psql("SELECT generation FROM servers WHERE id = 's1'")?
+            .parse()?)
+    };
+    let before = generation(scene)?;
+    scene.machine(&["serverd-1", "sshd-1"], Signal::SIGKILL)?;
+    let (old, new) = (server_address(1).to_string(), moved_address(1).to_string());
+    for file in [
+        "servers/s1/serverd.toml",
+        "servers/s1/admin.toml",
+        "servers/s1/sshd/sshd_config",
+        "components/serverd-1.json",
+        "components/sshd-1.json",
+    ] {
+        let path = scene.lab.dir().join(file);
+        let text = files::read(&path)?;
+        scene.effect(format!("{file} has the new address"), text.contains(&old));
+        files::write(&path, text.replace(&old, &new))?;
+    }
+    if scene.without {
+        scene.ctl(Action::Stop, "routerd")?;
+    }
+    scene.start("sshd-1")?;
+    scene.start("serverd-1")?;
+    let began = Instant::now();
+    scene.until(Duration::from_secs(20), "HAProxy has the new address", || {
+        let list = scene.haproxy("show map")?;
+        let id = list
+            .lines()
+            .find(|line| line.contains("addresses.map"))
+            .and_then(|line| line.split(' ').next())
+            .context("HAProxy has no map of addresses")?;
+        Ok(scene
+            .haproxy(&format!("show map #{id}"))?
+            .contains(&format!("s1 {new}")))
+    })?;
+    let took = began.elapsed();
+    ensure!(generation(scene)? > before, "the generation did not rise");
+    for at in &moving {
+        let tunnel = &load.tunnels[*at];
+        scene.until_back(&tunnel.tunnel, load.epochs[*at], Duration::from_secs(30))?;
+        scene.login(u32::try_from(at + 1)?)?;
+    }
+    // Tunnels land on it where it is now.
+    scene.until(Duration::from_secs(30), "a tunnel lands on s1 again", || {
+        let answer = scene.try_open(PROBER, 6, Duration::from_secs(15))?;
+        if answer.succeeded() {
+            scene.close_tunnel(PROBER, 6)?;
+        }
+        Ok(answer.succeeded() && answer.stdout.contains("\"server\":\"s1\""))
+    })?;
+    for (at, session) in load.sessions.iter().enumerate() {
+        ensure!(
+            moving.contains(&at) || session.goes_on(Duration::from_secs(5)),
+            "a session on s2 ended"
+        );
+    }
+    Ok(Measured::seconds(took, format!("{} tunnels came back", moving.len())))
 }
 
 fn one_frozen(scene: &Scene) -> Result<Measured> {

@@ -146,13 +146,11 @@ fn postgres(scene: &Scene, action: Action, lasts: Duration) -> Result<Measured> 
         again.join()
     });
     let logged_in = matches!(other, Ok(Ok(_)));
-    let (back, process) = match action {
-        Action::Kill => (Action::Start, "it came back"),
-        _ => (Action::Cont, "it went on"),
-    };
     let began = Instant::now();
-    scene.ctl(back, "postgres")?;
-    scene.note(process);
+    match action {
+        Action::Kill => scene.start("postgres")?,
+        _ => scene.ctl(Action::Cont, "postgres")?,
+    }
     scene.until_opens(PROBER, 4, Duration::from_secs(40))?;
     let took = began.elapsed();
     // Whoever wakes first must not sweep the others.
