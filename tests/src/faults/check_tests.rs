@@ -49,6 +49,7 @@ fn asked(request: u32) -> Event {
         device: "device-1".to_owned(),
         timeout_ms: 5_000,
         what: "open device-1".to_owned(),
+        proves: true,
     }
 }
 
@@ -149,8 +150,8 @@ fn an_epoch_that_falls_is_caught() {
 
 #[test]
 fn another_devices_banner_is_caught() {
-    for banner in ["SSH-2.0-x device-2", "SSH-2.0-x device-11", ""] {
-        let wrong = answered(9, Some(0), 100, Some(banner), "");
+    for banner in [Some("SSH-2.0-x device-2"), Some("SSH-2.0-x device-11"), Some(""), None] {
+        let wrong = answered(9, Some(0), 100, banner, "");
         assert_eq!(planted([at(8_000, asked(9)), at(8_100, wrong)]), [Invariant::Banner]);
     }
 }
@@ -215,7 +216,7 @@ fn a_listener_without_a_lease_is_caught_when_it_stays_and_someone_could_end_it()
 #[test]
 fn a_request_without_a_named_end_in_time_is_caught() {
     for end in [
-        answered(9, Some(0), 7_100, None, ""),
+        answered(9, Some(0), 7_100, Some("SSH-2.0-x device-1"), ""),
         answered(9, Some(70), 100, None, "error: internal"),
         answered(9, Some(1), 100, None, "panicked"),
         answered(9, Some(80), 100, None, ""),

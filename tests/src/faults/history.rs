@@ -35,6 +35,8 @@ pub enum Event {
         device: String,
         timeout_ms: u64,
         what: String,
+        /// Whether a success comes with the device's banner.
+        proves: bool,
     },
     /// The answer to a request.
     Answered {

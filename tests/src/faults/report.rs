@@ -20,6 +20,7 @@ fn word(outcome: &Outcome) -> &'static str {
         // With its defence switched off, a case has to fail.
         (true, Verdict::Holds) => "HOLDS WITHOUT",
         (true, Verdict::NoEffect) => "NO EFFECT",
+        (true, _) if outcome.effects.is_empty() => "NOT INJECTED",
         (true, _) => "fails without",
     }
 }
@@ -29,7 +30,8 @@ pub fn is_good(outcome: &Outcome) -> bool {
     match outcome.verdict {
         Verdict::Holds => !outcome.without,
         Verdict::NoEffect => false,
-        _ => outcome.without,
+        // A lab that does not come up shows nothing.
+        _ => outcome.without && !outcome.effects.is_empty(),
     }
 }
 
