@@ -138,8 +138,9 @@ async fn authorize(server: &Arc<Server>, helper: i32, line: &str) -> Option<Stri
     }
     let key: PublicKey = line.parse().ok()?;
     let login = process::stat(process::stat(helper)?.parent)?.process;
-    // Only sshd's monitor asks, and it is root's: whatever else runs under the session account reserves nothing.
-    if process::owner(login.pid) != Some(0) {
+    // Only sshd's monitor asks, and it is root's, whatever account it has put on for the moment: nothing that runs under
+    // the session account reserves a port.
+    if process::real_user(login.pid) != Some(0) {
         tracing::warn!(%login, "a stranger asked");
         return None;
     }

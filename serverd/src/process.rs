@@ -53,11 +53,18 @@ pub fn children(pid: i32) -> Vec<i32> {
         .unwrap_or_default()
 }
 
-/// The user that a process runs as.
+/// The user that a process runs as now: its effective user id.
 pub fn owner(pid: i32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt as _;
 
     Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+}
+
+/// The user that started a process, and that it can be again: its real user id. proc(5), `/proc/PID/status`.
+pub fn real_user(pid: i32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let ids = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// The sockets that a process has open: each descriptor with the socket's number.

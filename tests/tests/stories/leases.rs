@@ -49,3 +49,30 @@ fn device_ssh(lab: &rssh_lab::Lab, n: u32) -> Vec<rssh_lab::process::Process> {
     processes.retain(|process| process.pid != agent.process.pid);
     processes
 }
+
+#[test]
+fn sshds_log_shows_the_one_port_that_each_login_was_permitted() {
+    let lab = lab();
+    let opened = open(&lab, "heidi", "device-12");
+    let lease = lab.psql(&format!(
+        "SELECT server_id, port FROM live_leases WHERE tunnel_id = '{}'",
+        opened.tunnel
+    ));
+    let lease = lease.unwrap();
+    let (server, port) = lease.trim().split_once('|').unwrap();
+    let n: u32 = server.trim_start_matches('s').parse().unwrap();
+    let address = format!("{}:", rssh_lab::place::server_address(n));
+    let logins = || -> Vec<String> {
+        let log = std::fs::read_to_string(lab.log(&format!("sshd-{n}"))).unwrap();
+        let logins = log.lines().filter(|line| line.contains("forced-command"));
+        logins.map(str::to_owned).collect()
+    };
+    let permitted = format!(" device-12 {address}{port}'");
+    within(Duration::from_secs(2), "sshd logs the login", || {
+        logins().iter().filter(|line| line.contains(&permitted)).count() == 1
+    });
+    for line in logins() {
+        assert_eq!(line.matches(&address).count(), 1, "{line}");
+    }
+    said(&lab, "heidi", &["rssh", "close", "device-12"]);
+}
