@@ -15,7 +15,7 @@ use crate::bench::stats::quantile;
 use crate::faults::case::{Bound, Case, Measured};
 use crate::faults::scene::{Opened, PROBER, Scene, TIMEOUT, USER};
 use crate::place::{Place, device_name};
-use crate::run;
+use crate::{files, run};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -53,7 +53,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "HAProxy restarted under 60 tunnels of 60 devices",
         bound: Bound::seconds("every tunnel is back", 30.0),
         defence: "jitter on the agents, MaxStartups raised on the servers",
-        switch: None,
+        switch: Some("sshd's MaxStartups is 1"),
         servers: 2,
         devices: 60,
         run: |scene| storm(scene, "haproxy"),
@@ -243,12 +243,32 @@ fn open_all(scene: &Scene, devices: u32) -> Result<Vec<Opened>> {
     opened.into_inner().map_err(|_| anyhow::anyhow!("a worker panicked"))
 }
 
+/// Lets every sshd work on one login at a time; sessions live on.
+fn few_startups(scene: &Scene) -> Result<()> {
+    for n in 1..=2 {
+        let path = scene.lab.dir().join(format!("servers/s{n}/sshd/sshd_config"));
+        let lines: Vec<String> = files::read(&path)?
+            .lines()
+            .map(|line| match line.starts_with("MaxStartups") {
+                true => "MaxStartups 1:100:1".to_owned(),
+                false => line.to_owned(),
+            })
+            .collect();
+        files::write(&path, lines.join("\n") + "\n")?;
+        scene.ctl(Action::Restart, &format!("sshd-{n}"))?;
+    }
+    Ok(())
+}
+
 fn storm(scene: &Scene, component: &str) -> Result<Measured> {
     let devices = scene.lab.options().devices;
     let opened = open_all(scene, devices)?;
     scene.until(Duration::from_secs(10), "every tunnel is seen", || {
         Ok(opened.iter().all(|opened| scene.place_of(&opened.tunnel).is_some()))
     })?;
+    if scene.without {
+        few_startups(scene)?;
+    }
     let from: Vec<usize> = (1..=2).map(|n| scene.log_length(&format!("sshd-{n}"))).collect();
     let broker = component == "mosquitto";
     let before = scene.lab.psql("SELECT id, generation FROM devices ORDER BY 1")?;

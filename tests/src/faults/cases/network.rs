@@ -17,7 +17,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "the device's link down for 5 s",
         bound: Bound::seconds("session goes on", 10.0),
         defence: "TCP and keepalives that are patient enough",
-        switch: None,
+        switch: Some("the agent and its ssh are frozen"),
         servers: 2,
         devices: 2,
         run: |scene| link_cut(scene, Duration::from_secs(5)),
@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
         // TCP sends again after pauses that double: after 30 s the next is up to 26 s away.
         bound: Bound::seconds("a login succeeds", 35.0),
         defence: "TCP goes on, or the agent notices a dead connection and lands again",
-        switch: None,
+        switch: Some("the agent and its ssh are frozen"),
         servers: 2,
         devices: 2,
         run: |scene| link_cut(scene, Duration::from_secs(30)),
@@ -38,7 +38,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "the device's link down for 120 s",
         bound: Bound::seconds("a login succeeds", 45.0),
         defence: "the agent tries again, at most 30 s apart",
-        switch: None,
+        switch: Some("the agent and its ssh are frozen"),
         servers: 2,
         devices: 2,
         run: |scene| link_cut(scene, Duration::from_secs(120)),
@@ -111,6 +111,9 @@ fn link_cut(scene: &Scene, lasts: Duration) -> Result<Measured> {
     let answer = scene.try_open(PROBER, 1, Duration::from_secs(10))?;
     ensure!(!answer.succeeded(), "an open succeeded over a cut link");
     scene.last(lasts.saturating_sub(began.elapsed()));
+    if scene.without {
+        scene.ctl(Action::Stop, "agentd-1")?;
+    }
     let began = Instant::now();
     link(scene, 1, "up")?;
     let lives = if lasts < Duration::from_secs(10) {

@@ -39,7 +39,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "SIGKILL to routerd; a server comes back meanwhile; started again",
         bound: Bound::count("opens that failed", 0.0),
         defence: "HAProxy needs routerd for changes only",
-        switch: None,
+        switch: Some("the routes' file is emptied, and HAProxy started anew from it"),
         servers: 2,
         devices: 3,
         run: routerd_killed,
@@ -206,6 +206,10 @@ fn haproxy_killed(scene: &Scene) -> Result<Measured> {
 fn routerd_killed(scene: &Scene) -> Result<Measured> {
     let session = scene.session(1)?;
     scene.ctl(Action::Kill, "routerd")?;
+    if scene.without {
+        session.touched();
+        spoil_file(scene)?;
+    }
     let (_, answers) = scene.while_probing(2, Duration::from_secs(8), || {
         scene.last(Duration::from_secs(5));
         scene.ctl(Action::Restart, "serverd-2")?;

@@ -16,7 +16,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "SIGKILL to PostgreSQL; started again after 5 s",
         bound: Bound::seconds("resumed", 10.0),
         defence: "sessions need no database; opens are refused by name; nobody is swept",
-        switch: None,
+        switch: Some("a living server is declared lost all the same"),
         servers: 2,
         devices: 5,
         run: |scene| postgres(scene, Action::Kill, Duration::from_secs(5)),
@@ -26,7 +26,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "SIGSTOP to PostgreSQL for 5 s",
         bound: Bound::seconds("resumed", 10.0),
         defence: "every question to the database has a limit",
-        switch: None,
+        switch: Some("a living server is declared lost all the same"),
         servers: 2,
         devices: 5,
         run: |scene| postgres(scene, Action::Stop, Duration::from_secs(5)),
@@ -36,7 +36,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "SIGSTOP to PostgreSQL for longer than a server may be silent",
         bound: Bound::seconds("resumed", 10.0),
         defence: "a server is lost only if the database answered throughout and its health check fails",
-        switch: None,
+        switch: Some("a living server is declared lost all the same"),
         servers: 3,
         devices: 5,
         run: |scene| postgres(scene, Action::Stop, Duration::from_secs(20)),
@@ -66,7 +66,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "SIGSTOP to Redis for 10 s",
         bound: Bound::count("opens that failed", 0.0),
         defence: "questions to Redis have a limit; the last good routes stay",
-        switch: None,
+        switch: Some("PostgreSQL says that the servers are lost"),
         servers: 2,
         devices: 3,
         run: |scene| redis(scene, Action::Stop),
@@ -76,7 +76,7 @@ pub(super) const CASES: &[Case] = &[
         injects: "FLUSHALL, five times",
         bound: Bound::count("opens that failed", 0.0),
         defence: "absence in Redis alone removes no route",
-        switch: None,
+        switch: Some("PostgreSQL says that the servers are lost"),
         servers: 2,
         devices: 3,
         run: flushed,
@@ -150,6 +150,9 @@ fn postgres(scene: &Scene, action: Action, lasts: Duration) -> Result<Measured> 
     match action {
         Action::Kill => scene.start("postgres")?,
         _ => scene.ctl(Action::Cont, "postgres")?,
+    }
+    if scene.without {
+        servers_lost(scene)?;
     }
     scene.until_opens(PROBER, 4, Duration::from_secs(40))?;
     let took = began.elapsed();
@@ -239,6 +242,14 @@ fn expires_without(scene: &Scene) -> Result<Measured> {
     Ok(Measured::seconds(late, ""))
 }
 
+/// Has the database say that every server is lost, and of an earlier generation.
+fn servers_lost(scene: &Scene) -> Result<()> {
+    scene
+        .lab
+        .psql("UPDATE servers SET lost_at = clock_timestamp(), state = 'offline', generation = generation + 1")
+        .map(drop)
+}
+
 /// Opens and closes for a while; says how often, and how often that failed.
 fn opens(scene: &Scene, lasts: Duration) -> Result<(usize, usize)> {
     let began = Instant::now();
@@ -260,9 +271,7 @@ fn redis(scene: &Scene, action: Action) -> Result<Measured> {
     scene.ctl(action, "redis")?;
     if scene.without {
         session.touched();
-        scene
-            .lab
-            .psql("UPDATE servers SET lost_at = clock_timestamp(), state = 'offline', generation = generation + 1")?;
+        servers_lost(scene)?;
     }
     let (all, mut failed) = opens(scene, Duration::from_secs(10))?;
     match action {
@@ -291,6 +300,10 @@ fn keys(scene: &Scene) -> Result<String> {
 
 fn flushed(scene: &Scene) -> Result<Measured> {
     let session = scene.session(1)?;
+    if scene.without {
+        session.touched();
+        servers_lost(scene)?;
+    }
     let (mut all, mut failed) = (0, 0);
     for _ in 0..5 {
         scene.fault("FLUSHALL");
