@@ -166,7 +166,8 @@ mod place_text {
 pub struct Record {
     #[serde(flatten)]
     pub process: Process,
-    /// The inode number of its mount namespace, which whatever it starts has too, however it is detached.
+    /// The inode number of its mount namespace, which whatever it starts has too, however it is detached; 0 once all of
+    /// them have ended.
     pub mounts: u64,
 }
 

@@ -77,7 +77,21 @@ impl Lab {
         if !component.leaves_sessions() {
             // As init does with what a daemon leaves.
             self.signal_all(&record, Signal::SIGKILL)?;
+            self.gone(component, &record)?;
+            // The kernel gives the namespace's number to another one now.
+            Record { mounts: 0, ..record }.write(self.dir(), &component.name)?;
         }
+        Ok(())
+    }
+
+    /// Waits until no process of a component is left.
+    fn gone(&self, component: &Component, record: &Record) -> Result<()> {
+        let networks = self.networks().inodes();
+        ensure!(
+            process::wait(GRACE, || record.members(&networks).is_empty()),
+            "processes of the last {} are left",
+            component.name
+        );
         Ok(())
     }
 
@@ -115,12 +129,7 @@ impl Lab {
         if let Some(last) = last
             && !component.leaves_sessions()
         {
-            let networks = self.networks().inodes();
-            ensure!(
-                process::wait(GRACE, || last.members(&networks).is_empty()),
-                "processes of the last {} are left",
-                component.name
-            );
+            self.gone(component, &last)?;
         }
         setup::start(self.dir(), self.programs(), std::slice::from_ref(component))
     }

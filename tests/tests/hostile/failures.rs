@@ -263,8 +263,8 @@ fn nobody_serving_is_told_soon_and_by_its_cause() {
         lab.ctl(Action::Kill, &format!("serverd-{n}")).unwrap();
     }
     let took = fails(&lab, user, &argv, FailureKind::NobodyServing, "no server");
-    // Two seconds of looking for one, and two of trying to take the request back.
-    assert!(took < 5 * SECOND, "{took:?}");
+    // It is told within two seconds; the rest is for a busy machine.
+    assert!(took < 3 * SECOND, "{took:?}");
     for n in 1..=SERVERS {
         lab.ctl(Action::Start, &format!("serverd-{n}")).unwrap();
     }
