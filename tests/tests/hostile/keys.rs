@@ -249,24 +249,32 @@ fn a_stranger_on_the_server_gets_no_answer_from_serverd() {
     let lab = lab();
     let key = fs::read_to_string(lab.dir().join("devices/device-7/state/ssh_key.pub")).unwrap();
     crate::open(&lab, "erin", "device-7", &[]);
-    let ask = |account: &str| {
-        let helper = lab.dir().inside("helpers/rssh-authorize");
-        let socket = lab.dir().inside("servers/s1/state/run/authorize.sock");
-        let mut words = key.split_ascii_whitespace();
-        let (kind, key) = (words.next().unwrap(), words.next().unwrap());
+    let helper = lab.dir().inside("helpers/rssh-authorize");
+    let socket = lab.dir().inside("servers/s1/state/run/authorize.sock");
+    let mut words = key.split_ascii_whitespace();
+    let (kind, key) = (words.next().unwrap(), words.next().unwrap());
+    // A shell of this account runs the helper, by way of another program or not.
+    let ask = |account: Option<&str>, by: &str| {
+        let script = format!("{by} \"$0\" \"$@\"; true");
         let output = lab
             .programs()
-            .at(lab.dir(), &Place::Server(1), Some(account))
+            .at(lab.dir(), &Place::Server(1), account)
             // serverd takes the parent for the login, and would end this process as one that never claims.
-            .args(["sh", "-c", "\"$0\" \"$@\"; true", &helper, &socket, kind, key])
+            .args(["sh", "-c", &script, &helper, &socket, kind, key])
             .stdin(Stdio::null())
             .output()
             .unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    assert_eq!(ask("nobody"), "");
-    // The account that sshd asks under is answered, so the question was right.
-    let answer = ask(TUNNEL_ACCOUNT);
+    assert_eq!(ask(Some("nobody"), ""), "");
+    assert_eq!(
+        ask(Some(TUNNEL_ACCOUNT), ""),
+        "",
+        "only a process of root's asks, as sshd's monitor does"
+    );
+    // As sshd asks it is answered, so the question was right.
+    let sshd = format!("setpriv --reuid={TUNNEL_ACCOUNT} --regid={TUNNEL_ACCOUNT} --clear-groups --");
+    let answer = ask(None, &sshd);
     assert!(
         answer.starts_with("restrict,port-forwarding,permitlisten=\""),
         "{answer:?}"
