@@ -152,6 +152,9 @@ fn postgres(scene: &Scene, action: Action, lasts: Duration) -> Result<Measured> 
         _ => scene.ctl(Action::Cont, "postgres")?,
     }
     if scene.without {
+        scene.until(Duration::from_secs(10), "PostgreSQL answers", || {
+            Ok(scene.lab.psql("SELECT 1").is_ok())
+        })?;
         servers_lost(scene)?;
     }
     scene.until_opens(PROBER, 4, Duration::from_secs(40))?;

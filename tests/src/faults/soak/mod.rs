@@ -35,6 +35,33 @@ const SETTLES: Duration = Duration::from_secs(120);
 /// The share of opens that has to succeed while the broker, PostgreSQL, HAProxy and one server are up.
 const SHARE: f64 = 0.999;
 
+/// How many inotify instances one user may have. Here the agents of all devices are one user's, on one kernel.
+const INOTIFY: &str = "/proc/sys/fs/inotify/max_user_instances";
+
+/// A higher limit, put back with the value.
+struct Raised(Option<String>);
+
+impl Raised {
+    fn to(instances: u32) -> Result<Self> {
+        let before = files::read(Path::new(INOTIFY))?.trim().to_owned();
+        if before.parse::<u32>()? >= instances {
+            return Ok(Self(None));
+        }
+        eprintln!("fs.inotify.max_user_instances is {instances} instead of {before} meanwhile");
+        files::write(Path::new(INOTIFY), instances.to_string())?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            // Nobody is left to tell.
+            let _ = files::write(Path::new(INOTIFY), before);
+        }
+    }
+}
+
 /// What came of a soak.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -63,6 +90,7 @@ pub fn run(plan: &Plan, dir: &Path) -> Result<bool> {
         devices: held + load::CHURNED,
         users: 3,
     };
+    let _raised = Raised::to(plan.tunnels * 4 + 512)?;
     let history = Arc::new(History::begin(&dir.join("soak.jsonl"), false)?);
     let scene = Scene::with(options, history.clone(), false, LOOK)?;
     let mut load = Load::begin(&scene, plan, held)?;
