@@ -5,15 +5,17 @@
 
 mod admin;
 mod leases;
+mod openers;
 mod presence;
 mod servers;
 mod tunnels;
 
 pub use admin::Kind;
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
+pub use openers::{CloseOutcome, Opening};
 pub use presence::Reconcile;
 pub use servers::{Other, Takeover};
-pub use tunnels::{Asker, CloseOutcome, Opening, Times, Tunnel};
+pub use tunnels::{Asker, Times, Tunnel};
 
 use std::borrow::Cow;
 use std::str::FromStr as _;

@@ -1,9 +1,9 @@
-//! Requests for tunnels, from the first ask to the end.
+//! Tunnels: what is known of them, and their way to an end.
 
-use rssh_proto::payload::{CloseRequest, OpenRequest, TunnelState, Which};
+use rssh_proto::payload::TunnelState;
 use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, SessionId, Target, TunnelId, UserId};
+use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Postgres, Row as _, Transaction};
 
 use super::{Store, StoreError, counter, port, stored, uncounter};
 
@@ -46,25 +46,6 @@ pub struct Times {
     pub claimed_ms: Option<u32>,
     pub active_ms: Option<u32>,
     pub ended_ms: Option<u32>,
-}
-
-/// What became of a request to open.
-#[derive(Debug)]
-pub enum Opening {
-    /// A new tunnel: tell the device.
-    New(Tunnel),
-    /// The same request came before, or a live tunnel serves it too.
-    Existing(Tunnel),
-    /// It opens nothing.
-    Refused(Failure),
-}
-
-/// A tunnel that someone gave up.
-#[derive(Debug)]
-pub struct CloseOutcome {
-    pub tunnel: Tunnel,
-    /// How many others hold it; with none it is closed now.
-    pub holders_left: u32,
 }
 
 /// The columns that [`read`] reads.
@@ -156,26 +137,6 @@ pub(super) async fn askers(connection: &mut PgConnection, tunnel: &Tunnel) -> Re
 }
 
 impl Store {
-    /// Takes a request to open a tunnel: checks the grant, and finds or makes the tunnel.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn open(
-        &self,
-        asker: &Asker,
-        request: &OpenRequest,
-        ttl_s: u32,
-        deadline_ms: u32,
-    ) -> Result<Opening, StoreError> {
-        self.within(async {
-            let mut tx = self.pool.begin().await?;
-            let opening = open(&mut tx, asker, request, ttl_s, deadline_ms).await?;
-            tx.commit().await?;
-            Ok(opening)
-        })
-        .await
-    }
-
     /// Finds a tunnel of a user.
     ///
     /// # Errors
@@ -250,32 +211,6 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
             rows.iter().map(read).collect()
-        })
-        .await
-    }
-
-    /// Gives tunnels up for a user; those that nobody else holds are closed, and their sessions are to end. The same
-    /// request, repeated, gives up nothing more.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn close(&self, asker: &Asker, request: &CloseRequest) -> Result<Vec<CloseOutcome>, StoreError> {
-        self.within(async {
-            let mut tx = self.pool.begin().await?;
-            let mut outcomes = Vec::new();
-            for tunnel in closing(&mut tx, asker, &request.which).await? {
-                let holders_left = give_up(&mut tx, &tunnel, asker, request).await?;
-                if holders_left == 0 && end(&mut tx, tunnel.id).await? {
-                    sqlx::query("UPDATE tunnels SET closed_by = $2 WHERE id = $1")
-                        .bind(tunnel.id.uuid())
-                        .bind(asker.request.uuid())
-                        .execute(&mut *tx)
-                        .await?;
-                }
-                outcomes.push(CloseOutcome { tunnel, holders_left });
-            }
-            tx.commit().await?;
-            Ok(outcomes)
         })
         .await
     }
@@ -469,202 +404,8 @@ pub(super) async fn told(
     Ok(Some((tunnel, askers)))
 }
 
-async fn open(
-    tx: &mut Transaction<'_, Postgres>,
-    asker: &Asker,
-    request: &OpenRequest,
-    ttl_s: u32,
-    deadline_ms: u32,
-) -> Result<Opening, StoreError> {
-    let refuse = |kind, message: String| Ok(Opening::Refused(Failure::new(kind, message)));
-    // The lock puts one user's requests in a row: two at once find the same tunnel.
-    let facts: Option<(bool, bool, bool)> = sqlx::query_as(
-        "SELECT EXISTS (SELECT 1 FROM devices WHERE id = $2),
-                EXISTS (SELECT 1 FROM devices WHERE id = $2 AND quarantined_until > clock_timestamp()),
-                EXISTS (SELECT 1 FROM grants WHERE user_id = $1 AND (device_id = $2 OR device_id IS NULL)
-                                               AND (target = $3 OR target IS NULL))
-         FROM users WHERE id = $1 FOR NO KEY UPDATE",
-    )
-    .bind(asker.user.as_str())
-    .bind(request.device.as_str())
-    .bind(request.target.to_string())
-    .fetch_optional(&mut **tx)
-    .await?;
-    match facts {
-        None => return refuse(FailureKind::Denied, format!("the user {} is not enrolled", asker.user)),
-        Some((false, ..)) => {
-            let message = format!("{} is not a registered device; check the name", request.device);
-            return refuse(FailureKind::UnknownDevice, message);
-        }
-        Some((true, _, false)) => {
-            let message = format!(
-                "{} may not open {} on {}; ask an administrator for a grant",
-                asker.user, request.target, request.device
-            );
-            return refuse(FailureKind::Denied, message);
-        }
-        Some((true, true, true)) => {
-            let message = format!(
-                "{} is quarantined: two agents use its identity; stop one of them and wait ten minutes",
-                request.device
-            );
-            return refuse(FailureKind::Quarantined, message);
-        }
-        Some((true, false, true)) => {}
-    }
-
-    let earlier = sqlx::query(concat!(
-        "SELECT ",
-        tunnel_columns!(),
-        " FROM openers o JOIN tunnels t ON t.id = o.tunnel_id WHERE o.request_id = $1"
-    ))
-    .bind(asker.request.uuid())
-    .fetch_optional(&mut **tx)
-    .await?;
-    if let Some(row) = earlier {
-        let tunnel = read(&row)?;
-        if tunnel.user != asker.user {
-            return refuse(
-                FailureKind::Denied,
-                "the request's id belongs to another user".to_owned(),
-            );
-        }
-        return Ok(Opening::Existing(tunnel));
-    }
-
-    let shared = sqlx::query(concat!(
-        "SELECT ",
-        tunnel_columns!(),
-        " FROM tunnels t WHERE t.user_id = $1 AND t.device_id = $2 AND t.target = $3 AND NOT $4
-             AND t.expires_at > clock_timestamp()
-             AND (t.state <> 'requested' OR t.deadline_at > clock_timestamp()) AND t.state IN ",
-        live!(),
-        " ORDER BY t.created_at DESC LIMIT 1"
-    ))
-    .bind(asker.user.as_str())
-    .bind(request.device.as_str())
-    .bind(request.target.to_string())
-    .bind(request.new)
-    .fetch_optional(&mut **tx)
-    .await?;
-    if let Some(row) = shared {
-        let tunnel = read(&row)?;
-        add_opener(tx, tunnel.id, asker, request.hold, deadline_ms).await?;
-        // Whoever waits longest decides how long the device has.
-        sqlx::query(
-            "UPDATE tunnels SET deadline_at = greatest(deadline_at, clock_timestamp() + $2 * interval '1 ms')
-             WHERE id = $1 AND state = 'requested'",
-        )
-        .bind(tunnel.id.uuid())
-        .bind(f64::from(deadline_ms))
-        .execute(&mut **tx)
-        .await?;
-        return Ok(Opening::Existing(tunnel));
-    }
-
-    let row = sqlx::query(concat!(
-        "INSERT INTO tunnels AS t (id, user_id, device_id, target, remote_port, idle_s, deadline_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 ms', clock_timestamp() + $8 * interval '1 s')
-         RETURNING ",
-        tunnel_columns!()
-    ))
-    .bind(asker.request.uuid())
-    .bind(asker.user.as_str())
-    .bind(request.device.as_str())
-    .bind(request.target.to_string())
-    .bind(request.remote_port.map(i32::from))
-    .bind(request.idle_s.filter(|seconds| *seconds > 0).map(|seconds| i32::try_from(seconds).unwrap_or(i32::MAX)))
-    .bind(f64::from(deadline_ms))
-    .bind(f64::from(ttl_s))
-    .fetch_one(&mut **tx)
-    .await?;
-    let tunnel = read(&row)?;
-    add_opener(tx, tunnel.id, asker, request.hold, deadline_ms).await?;
-    Ok(Opening::New(tunnel))
-}
-
-async fn add_opener(
-    connection: &mut PgConnection,
-    tunnel: TunnelId,
-    asker: &Asker,
-    hold: bool,
-    deadline_ms: u32,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO openers (request_id, tunnel_id, session, hold, waits_until)
-         VALUES ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 ms')",
-    )
-    .bind(asker.request.uuid())
-    .bind(tunnel.uuid())
-    .bind(asker.session.as_str())
-    .bind(hold)
-    .bind(f64::from(deadline_ms))
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// The live tunnels that a user wants closed, and those that this very request has given up before; locked.
-async fn closing(connection: &mut PgConnection, asker: &Asker, which: &Which) -> Result<Vec<Tunnel>, StoreError> {
-    let (tunnel, device, target) = match which {
-        Which::Tunnel(id) => (Some(id.uuid()), None, None),
-        Which::Device { device, target } => (None, Some(device.as_str()), target.as_ref().map(Target::to_string)),
-    };
-    // A tunnel may be named by any request that opened or shared it.
-    let rows = sqlx::query(concat!(
-        "SELECT ",
-        tunnel_columns!(),
-        " FROM tunnels t WHERE t.user_id = $1
-             AND ($2::uuid IS NULL OR t.id IN (SELECT tunnel_id FROM openers WHERE request_id = $2))
-             AND ($3::text IS NULL OR t.device_id = $3) AND ($4::text IS NULL OR t.target = $4)
-             AND (t.closed_by = $5 OR t.state IN ",
-        live!(),
-        ") ORDER BY t.id FOR UPDATE"
-    ))
-    .bind(asker.user.as_str())
-    .bind(tunnel)
-    .bind(device)
-    .bind(target)
-    .bind(asker.request.uuid())
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(read).collect()
-}
-
-/// Takes one holder from a tunnel, the named one if a request was named, or all of them; returns how many are left.
-async fn give_up(
-    connection: &mut PgConnection,
-    tunnel: &Tunnel,
-    asker: &Asker,
-    request: &CloseRequest,
-) -> Result<u32, StoreError> {
-    let named = match &request.which {
-        Which::Tunnel(id) => Some(id.uuid()),
-        Which::Device { .. } => None,
-    };
-    sqlx::query(
-        "UPDATE openers SET released_by = $2
-         WHERE tunnel_id = $1 AND hold AND released_by IS NULL
-             AND NOT EXISTS (SELECT 1 FROM openers WHERE tunnel_id = $1 AND released_by = $2)
-             AND ($3 OR request_id = (SELECT request_id FROM openers WHERE tunnel_id = $1 AND hold AND released_by IS NULL
-                                      ORDER BY request_id IS NOT DISTINCT FROM $4 DESC, asked_at LIMIT 1))",
-    )
-    .bind(tunnel.id.uuid())
-    .bind(asker.request.uuid())
-    .bind(request.force)
-    .bind(named)
-    .execute(&mut *connection)
-    .await?;
-    let (left,): (i64,) =
-        sqlx::query_as("SELECT count(*) FROM openers WHERE tunnel_id = $1 AND hold AND released_by IS NULL")
-            .bind(tunnel.id.uuid())
-            .fetch_one(connection)
-            .await?;
-    Ok(u32::try_from(left).unwrap_or(u32::MAX))
-}
-
 /// Closes a live tunnel and asks for the end of its session.
-async fn end(connection: &mut PgConnection, tunnel: TunnelId) -> Result<bool, StoreError> {
+pub(super) async fn end(connection: &mut PgConnection, tunnel: TunnelId) -> Result<bool, StoreError> {
     let ended = sqlx::query(concat!(
         "UPDATE tunnels SET state = 'closed', ended_at = clock_timestamp() WHERE id = $1 AND state IN ",
         live!()
