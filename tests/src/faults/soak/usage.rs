@@ -50,6 +50,17 @@ impl Usage {
     }
 }
 
+/// Files and memory of each kind of daemon: tunnels, and a file for each, move from one server to another.
+fn sums(usage: &Usage) -> BTreeMap<&str, (usize, u64)> {
+    let mut sums: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for (name, part) in &usage.components {
+        let sum = sums.entry(name.split('-').next().unwrap_or(name)).or_default();
+        sum.0 += part.files;
+        sum.1 += part.kib;
+    }
+    sums
+}
+
 /// What has grown from the first look to the last, beyond what a moment explains.
 pub(super) fn growth(usage: &[Usage]) -> Vec<String> {
     let (Some(first), Some(last)) = (usage.first(), usage.last()) else {
@@ -60,16 +71,17 @@ pub(super) fn growth(usage: &[Usage]) -> Vec<String> {
     if last.processes > first.processes + first.processes / 10 + 20 {
         grown.push(format!("{} processes became {}", first.processes, last.processes));
     }
-    for (name, after) in &last.components {
-        let Some(before) = first.components.get(name) else {
+    let before = sums(first);
+    for (name, after) in sums(last) {
+        let Some(before) = before.get(name) else {
             continue;
         };
         // Pools of connections fill up under load; 40 is more than all of them.
-        if after.files > before.files + before.files / 5 + 40 {
-            grown.push(format!("{name}: {} files became {}", before.files, after.files));
+        if after.0 > before.0 + before.0 / 5 + 40 {
+            grown.push(format!("{name}: {} files became {}", before.0, after.0));
         }
-        if after.kib > before.kib * 3 / 2 + 20_000 {
-            grown.push(format!("{name}: {} KiB became {}", before.kib, after.kib));
+        if after.1 > before.1 * 3 / 2 + 20_000 {
+            grown.push(format!("{name}: {} KiB became {}", before.1, after.1));
         }
     }
     grown
