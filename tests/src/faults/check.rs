@@ -26,7 +26,7 @@ const LATE_MS: u64 = 2_000;
 /// How long an untouched session may stand still before it counts as dead.
 const STILL_MS: u64 = 10_000;
 /// Exit codes that name a failure (`rssh --help`); 70 is a fault of the program itself, 64 one of the test.
-const NAMED: [i32; 15] = [68, 69, 75, 77, 80, 81, 82, 83, 84, 85, 86, 87, 88, 89, 78];
+const NAMED: [i32; 16] = [68, 69, 75, 77, 78, 80, 81, 82, 83, 84, 85, 86, 87, 88, 89, 90];
 
 /// Which invariant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

@@ -297,6 +297,16 @@ fn two_agents(scene: &Scene) -> Result<Measured> {
         }
     }
     drop(second);
+    if scene
+        .lab
+        .psql("SELECT quarantined_until > clock_timestamp() FROM devices WHERE id = 'device-1'")?
+        == "t"
+    {
+        // The ten minutes are over.
+        scene
+            .lab
+            .psql("UPDATE devices SET quarantined_until = NULL, turns = 0 WHERE id = 'device-1'")?;
+    }
     scene.until_opens(PROBER, 1, Duration::from_secs(30))?;
     ensure!(other.goes_on(Duration::from_secs(5)), "the other session ended");
     // Those without a name are violations.
