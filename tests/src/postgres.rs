@@ -83,12 +83,15 @@ pub fn prepare(root: &Root, programs: &Programs) -> Result<()> {
     let cached = programs.cache().join(format!("cluster{version}"));
     if !cached.exists() {
         initialise(root, programs, &binaries)?;
-        // Others may do the same now: the first rename wins, and all copies are equal.
-        let new = programs.cache().join(format!("new-{}", std::process::id()));
+        // Others may do the same now, in this process too: the first rename wins, and all copies are equal.
         files::make_dir(&programs.cache())?;
-        copy(&data, &new)?;
-        if fs::rename(&new, &cached).is_err() {
-            fs::remove_dir_all(&new)?;
+        let new = tempfile::Builder::new().prefix("new-").tempdir_in(programs.cache())?;
+        let cluster = new.path().join("cluster");
+        copy(&data, &cluster)?;
+        if let Err(error) = fs::rename(&cluster, &cached)
+            && !cached.exists()
+        {
+            return Err(error).with_context(|| format!("cannot keep a cluster in {}", cached.display()));
         }
     } else {
         copy(&cached, &data)?;
