@@ -14,6 +14,8 @@ use tokio::net::TcpListener;
 /// A child that is ended and waited for with its handle.
 pub(crate) struct Part {
     child: Child,
+    /// What asks it to end soon.
+    stop: Signal,
 }
 
 impl Part {
@@ -30,7 +32,13 @@ impl Part {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Self { child }
+        // To PostgreSQL, SIGTERM means to wait for its clients.
+        let stop = if name == "postgres" {
+            Signal::SIGINT
+        } else {
+            Signal::SIGTERM
+        };
+        Self { child, stop }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -53,8 +61,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // To PostgreSQL, SIGTERM means to wait for its clients; nobody else minds being interrupted.
-        self.end(Signal::SIGINT);
+        self.end(self.stop);
     }
 }
 
