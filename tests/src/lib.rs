@@ -24,6 +24,7 @@ pub mod ready;
 pub mod root;
 pub mod run;
 pub mod setup;
+pub mod table;
 
 pub use control::Action;
 pub use lab::Lab;

@@ -1,7 +1,6 @@
 //! Figures, the table of them, and the file.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
@@ -130,29 +129,7 @@ pub fn table(figures: &[Figure]) -> String {
             figure.note.clone(),
         ]);
     }
-    let mut widths = [0; 8];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    // The last column is as long as it is.
-    widths[7] = 0;
-    let mut text = String::new();
-    for (at, row) in rows.iter().enumerate() {
-        for (width, cell) in widths.iter().zip(row) {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "| {cell:<width$} ");
-        }
-        text.push_str("|\n");
-        if at == 0 {
-            for width in widths {
-                let _ = write!(text, "|{}", "-".repeat(width.max(2) + 2));
-            }
-            text.push_str("|\n");
-        }
-    }
-    text
+    crate::table::markdown(&rows)
 }
 
 /// Writes the file; figures of an earlier run that this one did not measure stay.

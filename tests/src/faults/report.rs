@@ -1,6 +1,5 @@
 //! The table that people read, and the file.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
@@ -80,29 +79,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
             remark(outcome),
         ]);
     }
-    let mut widths = [0; 5];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    // The last column is as long as it is.
-    widths[4] = 0;
-    let mut text = String::new();
-    for (at, row) in rows.iter().enumerate() {
-        for (width, cell) in widths.iter().zip(row) {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "| {cell:<width$} ");
-        }
-        text.push_str("|\n");
-        if at == 0 {
-            for width in widths {
-                let _ = write!(text, "|{}", "-".repeat(width.max(2) + 2));
-            }
-            text.push_str("|\n");
-        }
-    }
-    text
+    crate::table::markdown(&rows)
 }
 
 /// Writes the file.
