@@ -93,6 +93,7 @@ pub async fn run(config: Config) -> Result<()> {
 
     let tasks = [
         tokio::spawn(landing::serve(server.clone(), sockets)),
+        tokio::spawn(sessions::evictions(server.clone())),
         tokio::spawn(sessions::sweep(server.clone())),
         tokio::spawn(sessions::expire(server.clone())),
         tokio::spawn(failover::run(server.clone())),

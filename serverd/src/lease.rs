@@ -33,7 +33,7 @@ pub enum Command {
     /// Take the lease back in the database.
     Release { port: u16, tunnel: TunnelId, epoch: Epoch },
     /// Close the tunnel in the database: its life or its idle time is over.
-    Close { tunnel: TunnelId, why: Over },
+    Close { tunnel: TunnelId, epoch: Epoch, why: Over },
 }
 
 /// Why a tunnel is over.
@@ -478,7 +478,7 @@ impl Leases {
                 Vec::new()
             }
             Stage::Holding(holding) => {
-                let tunnel = holding.tunnel;
+                let (tunnel, epoch) = (holding.tunnel, holding.epoch);
                 let idle_until = holding.idle.map(|idle| idle.since + idle.limit);
                 let why = if holding.expires <= now {
                     Over::Expired
@@ -489,7 +489,7 @@ impl Leases {
                     self.due.insert((known.due, login));
                     return Vec::new();
                 };
-                let mut commands = vec![Command::Close { tunnel, why }];
+                let mut commands = vec![Command::Close { tunnel, epoch, why }];
                 commands.extend(self.kill(login, now));
                 commands
             }

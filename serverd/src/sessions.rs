@@ -15,12 +15,14 @@ use crate::server::Server;
 use crate::store::{StoreError, Tunnel};
 use crate::{sock_diag, sshd};
 
-/// How often unknown sessions, evictions and idle tunnels are looked for.
+/// How often evictions, unknown sessions and idle tunnels are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
-/// A sweep may take at most this share of the time: on a full server one look at the kernel's table is long.
-const SWEEP_SHARE: u32 = 50;
-/// How long the database may go on refusing a release before it is tried again.
-const RELEASE_AGAIN: Duration = Duration::from_secs(1);
+/// A look at the kernel's tables may take at most one part in this many of a processor: on a full server it is long.
+const LOOK_SHARE: u32 = 50;
+/// The longest pause between two looks, however long one takes.
+const LOOK_MOST: Duration = Duration::from_secs(5);
+/// How long after the database refused what a session's end has to leave there it is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the timers and the watcher's news, until the watcher ends.
 pub async fn run(server: Arc<Server>, mut ended: mpsc::UnboundedReceiver<Process>) {
@@ -54,15 +56,11 @@ pub fn execute(server: &Arc<Server>, commands: Vec<Command>) {
                 let server = server.clone();
                 tokio::spawn(async move { release(&server, port, tunnel, epoch).await });
             }
-            Command::Close { tunnel, why } => {
+            Command::Close { tunnel, epoch, why } => {
                 let server = server.clone();
                 tokio::spawn(async move {
                     tracing::info!(%tunnel, ?why, "tunnel over");
-                    if let Err(error) = server.store.end(tunnel).await {
-                        // An expired tunnel is closed by the next sweep; an idle one is reopened by its agent and
-                        // becomes idle again.
-                        tracing::warn!(%tunnel, %error, "cannot close a tunnel that is over");
-                    }
+                    close(&server, tunnel, epoch).await;
                 });
             }
         }
@@ -99,9 +97,18 @@ async fn release(server: &Arc<Server>, port: u16, tunnel: TunnelId, epoch: Epoch
             }
             Err(error) => {
                 tracing::warn!(%tunnel, port, %error, "cannot release a lease yet");
-                tokio::time::sleep(RELEASE_AGAIN).await;
+                tokio::time::sleep(TELL_AGAIN).await;
             }
         }
+    }
+}
+
+/// Closes a tunnel whose life or idle time is over, however long the database is away. One that has landed again
+/// meanwhile is not closed: its new session counts anew.
+async fn close(server: &Arc<Server>, tunnel: TunnelId, epoch: Epoch) {
+    while let Err(error) = server.store.end(tunnel, Some(epoch)).await {
+        tracing::warn!(%tunnel, %error, "cannot close a tunnel that is over yet");
+        tokio::time::sleep(TELL_AGAIN).await;
     }
 }
 
@@ -225,21 +232,41 @@ fn ours(server: &Server, mut processes: Vec<Process>) -> Vec<Process> {
     processes
 }
 
-/// Looks for what the watcher cannot tell, for ever: evictions by other servers, listeners and sessions without a
-/// lease, idle tunnels.
+/// Looks for evictions by other servers, for ever.
+pub async fn evictions(server: Arc<Server>) {
+    loop {
+        evict(&server).await;
+        tokio::time::sleep(SWEEP).await;
+    }
+}
+
+/// Looks for what the watcher cannot tell, for ever: listeners and sessions without a lease, idle tunnels.
 pub async fn sweep(server: Arc<Server>) {
     loop {
-        let began = Instant::now();
-        evict(&server).await;
         let looked = {
             let server = server.clone();
-            tokio::task::spawn_blocking(move || look(&server)).await
+            tokio::task::spawn_blocking(move || {
+                let began = processor_time();
+                look(&server).map(|()| processor_time().saturating_sub(began))
+            })
+            .await
         };
-        if let Ok(Err(error)) = looked {
-            tracing::error!(%error, "cannot look at the kernel's sockets");
-        }
-        tokio::time::sleep(SWEEP.max(began.elapsed() * SWEEP_SHARE)).await;
+        let spent = match looked {
+            Ok(Ok(spent)) => spent,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot look at the kernel's sockets");
+                Duration::ZERO
+            }
+            Err(_) => Duration::ZERO,
+        };
+        tokio::time::sleep((spent * LOOK_SHARE).clamp(SWEEP, LOOK_MOST)).await;
     }
+}
+
+/// What this thread has used of a processor. Waiting for one does not count: a busy machine is to look no less often.
+fn processor_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    used.try_into().unwrap_or_default()
 }
 
 async fn evict(server: &Arc<Server>) {

@@ -233,6 +233,7 @@ fn a_tunnel_is_closed_when_its_life_or_its_idle_time_is_over() {
         commands[0],
         Command::Close {
             tunnel: idle,
+            epoch: Epoch(1),
             why: Over::Idle
         }
     );
@@ -249,6 +250,7 @@ fn a_tunnel_is_closed_when_its_life_or_its_idle_time_is_over() {
         commands[0],
         Command::Close {
             tunnel: mortal,
+            epoch: Epoch(1),
             why: Over::Expired
         }
     );

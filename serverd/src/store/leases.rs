@@ -169,6 +169,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         self.within(async {
             let mut tx = self.pool.begin().await?;
+            let waits = reconnecting(&mut tx, tunnel, epoch).await?;
             sqlx::query(
                 "UPDATE leases SET released_at = coalesce(released_at, clock_timestamp()), evict = false,
                      free_after = coalesce(free_after, clock_timestamp() + $5 * interval '1 s')
@@ -181,7 +182,6 @@ impl Store {
             .bind(f64::from(rest_s))
             .execute(&mut *tx)
             .await?;
-            let waits = reconnecting(&mut tx, tunnel, epoch).await?;
             tx.commit().await?;
             Ok(waits)
         })

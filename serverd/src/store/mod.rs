@@ -2,6 +2,8 @@
 //!
 //! Points in time are PostgreSQL's own (`clock_timestamp()`), so that servers' clocks do not matter. Every call is
 //! bounded: a frozen database is an error within [`PATIENCE`], not a hang.
+//!
+//! Transactions lock in one order, lest two wait for each other: users, servers, tunnels (several of them by id), leases.
 
 mod admin;
 mod leases;

@@ -59,7 +59,7 @@ impl Store {
             let mut outcomes = Vec::new();
             for tunnel in closing(&mut tx, asker, &request.which).await? {
                 let holders_left = give_up(&mut tx, &tunnel, asker, request).await?;
-                if holders_left == 0 && end(&mut tx, tunnel.id).await? {
+                if holders_left == 0 && end(&mut tx, tunnel.id, None).await? {
                     sqlx::query("UPDATE tunnels SET closed_by = $2 WHERE id = $1")
                         .bind(tunnel.id.uuid())
                         .bind(asker.request.uuid())

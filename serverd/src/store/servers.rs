@@ -205,6 +205,15 @@ impl Store {
             if fenced.rows_affected() == 0 {
                 return Ok(None);
             }
+            let rows = sqlx::query(concat!(
+                "UPDATE tunnels t SET state = 'reconnecting'
+                 WHERE t.id IN (SELECT id FROM tunnels WHERE server_id = $1 AND state IN ('claimed', 'active')
+                                ORDER BY id FOR UPDATE) RETURNING ",
+                tunnel_columns!()
+            ))
+            .bind(lost.as_str())
+            .fetch_all(&mut *tx)
+            .await?;
             sqlx::query(
                 "UPDATE leases SET released_at = clock_timestamp(), evict = true,
                      free_after = clock_timestamp() + $2 * interval '1 s'
@@ -213,14 +222,6 @@ impl Store {
             .bind(lost.as_str())
             .bind(f64::from(rest_s))
             .execute(&mut *tx)
-            .await?;
-            let rows = sqlx::query(concat!(
-                "UPDATE tunnels t SET state = 'reconnecting'
-                 WHERE t.server_id = $1 AND t.state IN ('claimed', 'active') RETURNING ",
-                tunnel_columns!()
-            ))
-            .bind(lost.as_str())
-            .fetch_all(&mut *tx)
             .await?;
             tx.commit().await?;
             rows.iter().map(read).collect::<Result<_, _>>().map(Some)

@@ -215,14 +215,15 @@ impl Store {
         .await
     }
 
-    /// Closes a live tunnel for good: expired, idle, or over on the device. Returns whether it was live.
+    /// Closes a live tunnel for good: expired, idle, or over on the device. With an epoch, only if it has not landed
+    /// again since. Returns whether it was closed.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn end(&self, tunnel: TunnelId) -> Result<bool, StoreError> {
+    pub async fn end(&self, tunnel: TunnelId, epoch: Option<Epoch>) -> Result<bool, StoreError> {
         self.within(async {
             let mut tx = self.pool.begin().await?;
-            let ended = end(&mut tx, tunnel).await?;
+            let ended = end(&mut tx, tunnel, epoch).await?;
             tx.commit().await?;
             Ok(ended)
         })
@@ -244,7 +245,7 @@ impl Store {
             })
             .await?;
         match theirs {
-            Some(_) => self.end(tunnel).await,
+            Some(_) => self.end(tunnel, None).await,
             None => Ok(false),
         }
     }
@@ -405,12 +406,18 @@ pub(super) async fn told(
 }
 
 /// Closes a live tunnel and asks for the end of its session.
-pub(super) async fn end(connection: &mut PgConnection, tunnel: TunnelId) -> Result<bool, StoreError> {
+pub(super) async fn end(
+    connection: &mut PgConnection,
+    tunnel: TunnelId,
+    epoch: Option<Epoch>,
+) -> Result<bool, StoreError> {
     let ended = sqlx::query(concat!(
-        "UPDATE tunnels SET state = 'closed', ended_at = clock_timestamp() WHERE id = $1 AND state IN ",
+        "UPDATE tunnels SET state = 'closed', ended_at = clock_timestamp()
+         WHERE id = $1 AND ($2::bigint IS NULL OR epoch = $2) AND state IN ",
         live!()
     ))
     .bind(tunnel.uuid())
+    .bind(epoch.map(|epoch| counter(epoch.0)))
     .execute(&mut *connection)
     .await?;
     evict(connection, tunnel).await?;

@@ -285,7 +285,7 @@ async fn only_the_device_itself_claims_and_only_what_is_not_over() {
         .await
         .unwrap();
     assert_eq!(refused(stolen), FailureKind::Denied);
-    world.store.end(tunnel).await.unwrap();
+    world.store.end(tunnel, None).await.unwrap();
     assert_eq!(
         refused(world.claim("s1", 2000, tunnel).await),
         FailureKind::UnknownTunnel
@@ -550,4 +550,48 @@ async fn a_server_is_lost_only_at_the_beat_that_was_seen_and_is_fenced_then() {
         world.store.take(&s1, generation, &holder).await.unwrap().is_some(),
         "it may come back, at a new generation"
     );
+}
+
+#[tokio::test]
+async fn closing_releasing_and_a_servers_loss_at_once_block_nothing_for_good() {
+    let world = World::new().await;
+    let s1 = server_id("s1");
+    let holder = Holder::this().unwrap();
+    let generation = world.store.take(&s1, Generation(0), &holder).await.unwrap().unwrap();
+    assert!(world.store.heartbeat(&s1, generation, 1).await.unwrap());
+    let mut held = Vec::new();
+    for port in 2001..2041 {
+        let tunnel = world.requested().await;
+        held.push((port, tunnel, world.granted("s1", port, tunnel).await.tunnel.epoch));
+    }
+
+    let mut racing = tokio::task::JoinSet::new();
+    for (port, tunnel, epoch) in held.clone() {
+        let (store, other, s1) = (world.store.clone(), world.store.clone(), s1.clone());
+        racing.spawn(async move { store.end(tunnel, Some(epoch)).await.map(drop) });
+        racing.spawn(async move { other.release(&s1, port, tunnel, epoch, 60).await.map(drop) });
+    }
+    let store = world.store.clone();
+    racing.spawn(async move {
+        let beat = Beat { generation, counter: 1 };
+        store.declare_lost(&s1, beat, 60).await.map(drop)
+    });
+    for outcome in racing.join_all().await {
+        outcome.unwrap();
+    }
+    for (_, tunnel, _) in held {
+        assert_eq!(world.tunnel(tunnel).await.state, TunnelState::Closed);
+    }
+}
+
+#[tokio::test]
+async fn a_landing_that_is_over_ends_no_later_one() {
+    let world = World::new().await;
+    let tunnel = world.requested().await;
+    let first = world.granted("s1", 2000, tunnel).await.tunnel.epoch;
+    let second = world.granted("s2", 2000, tunnel).await.tunnel.epoch;
+    assert!(!world.store.end(tunnel, Some(first)).await.unwrap());
+    assert_eq!(world.tunnel(tunnel).await.state, TunnelState::Claimed);
+    assert!(world.store.end(tunnel, Some(second)).await.unwrap());
+    assert_eq!(world.tunnel(tunnel).await.state, TunnelState::Closed);
 }
