@@ -114,6 +114,12 @@ pub fn wait_ended(processes: &[Process], limit: Duration) -> bool {
     wait(limit, || !processes.iter().any(Process::is_alive))
 }
 
+/// How long a test waits for what happens at once. What is promised is a second; the rest is for a busy machine, and the
+/// fault suite measures.
+pub const PROMPTLY: Duration = Duration::from_secs(5);
+/// How long a test waits for what only has to happen.
+pub const PATIENTLY: Duration = Duration::from_secs(60);
+
 /// Waits until a condition holds; says whether that came to pass.
 pub fn wait(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;

@@ -2,7 +2,6 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use rssh_lab::parts::broker;
 use rssh_lab::place::Place;
@@ -10,7 +9,7 @@ use rssh_lab::{Action, Lab};
 use rssh_proto::TunnelId;
 use serde_json::{Value, json};
 
-use crate::{SERVERS, all_of, health, lab, lab_alone, open, said, within};
+use crate::{PATIENTLY, SERVERS, all_of, health, lab, lab_alone, open, said, within};
 
 /// Someone with a certificate.
 pub(crate) struct Peer<'a> {
@@ -213,9 +212,7 @@ fn what_is_no_request_is_dropped_and_counted_and_the_servers_go_on() {
         assert_eq!(user.publish(topic, &vec![b'x'; length], &[]), TOO_LARGE, "{length}");
     }
     let expected = before + bad.len() as u64;
-    within(Duration::from_secs(5), "each message is counted", || {
-        dropped(&lab) >= expected
-    });
+    within(PATIENTLY, "each message is counted", || dropped(&lab) >= expected);
     // Every server has seen some, and serves.
     assert!(
         health(&lab)
@@ -253,9 +250,7 @@ fn what_a_device_says_amiss_is_dropped_and_the_device_stays_reachable() {
         }
     }
     let expected = before + 2 * bad.len() as u64;
-    within(Duration::from_secs(5), "each message is counted", || {
-        dropped(&lab) >= expected
-    });
+    within(PATIENTLY, "each message is counted", || dropped(&lab) >= expected);
     // An old generation's farewell changes nothing either.
     let late = status.replace("online", "offline");
     assert_eq!(
@@ -397,7 +392,7 @@ fn a_retained_request_is_carried_out_once() {
         lab.psql("SELECT state FROM tunnels WHERE device_id = 'device-28'")
             .unwrap()
     };
-    within(Duration::from_secs(10), "the tunnel is open", || states() == "active");
+    within(PATIENTLY, "the tunnel is open", || states() == "active");
     said(&lab, "rupert", &["rssh", "close", "device-28"]);
     assert_eq!(states(), "closed");
     // Not even to servers that subscribe anew.

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use rssh_lab::place::{HEALTH_PORT, Place, TUNNEL_ACCOUNT, server_address, socket};
 
@@ -192,7 +191,6 @@ fn a_key_that_nobody_registered_is_refused() {
     lab.on_device(5, &["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key])
         .unwrap();
     let thief = Thief::with_key(&lab, 5, &key);
-    let began = Instant::now();
     let output = thief.ssh(&["-N"], &[]);
     let said = all_of(&output);
     assert!(said.contains("Permission denied (publickey)"), "{said}");
@@ -223,7 +221,6 @@ fn a_key_that_nobody_registered_is_refused() {
             all_of(&output)
         );
     }
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert_eq!(thief.reserved(), []);
 }
 

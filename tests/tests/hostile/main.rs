@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use rssh_lab::component::Component;
 use rssh_lab::place::{HEALTH_PORT, Place, server_address, socket};
+use rssh_lab::process::{PATIENTLY, PROMPTLY};
 use rssh_lab::{Action, Lab, Options};
 use rssh_proto::failure::FailureKind;
 use serde::Deserialize;
@@ -100,7 +101,7 @@ fn make_talkative(lab: &Lab) {
         fs::write(&file, config.replace("LogLevel VERBOSE\n", "LogLevel DEBUG1\n")).unwrap();
         lab.ctl(Action::Restart, &format!("sshd-{n}")).unwrap();
     }
-    within(Duration::from_secs(10), "the load balancer sees every server", || {
+    within(PATIENTLY, "the load balancer sees every server", || {
         rssh_lab::parts::router::servers_up(lab.dir()).is_ok_and(|up| up == SERVERS as usize)
     });
 }

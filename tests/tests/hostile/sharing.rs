@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rssh_lab::Lab;
 
-use crate::{lab, lease, open, said, within};
+use crate::{PATIENTLY, PROMPTLY, lab, lease, open, said, within};
 
 fn port_of(lab: &Lab, tunnel: &str) -> String {
     lease(lab, tunnel).split('|').nth(1).unwrap_or_default().to_owned()
@@ -24,7 +24,7 @@ fn a_tunnel_of_two_openers_closes_with_the_second() {
     assert_eq!(said(&lab, "user-17", &["ssh", "device-39", "hostname"]), "device-39\n");
     let closed = said(&lab, "user-17", &["rssh", "close", "device-39", "--json"]);
     assert!(closed.contains("\"holders_left\":0"), "{closed}");
-    within(Duration::from_secs(1), "the lease is released", || {
+    within(PROMPTLY, "the lease is released", || {
         lease(&lab, &first.tunnel).is_empty()
     });
     // Another user's tunnel to the same device is another tunnel.
@@ -35,7 +35,7 @@ fn a_tunnel_of_two_openers_closes_with_the_second() {
         open(&lab, "user-17", "device-39", &[]);
     }
     said(&lab, "user-17", &["rssh", "close", "device-39", "--force"]);
-    within(Duration::from_secs(1), "the lease is released", || {
+    within(PROMPTLY, "the lease is released", || {
         lease(&lab, &mine.tunnel).is_empty()
     });
     assert!(!lease(&lab, &theirs.tunnel).is_empty());
@@ -49,7 +49,7 @@ fn a_new_tunnel_is_made_when_asked_for_and_closes_alone() {
     assert_ne!(first.tunnel, second.tunnel);
     assert_ne!(lease(&lab, &first.tunnel), lease(&lab, &second.tunnel));
     said(&lab, "user-19", &["rssh", "close", &first.tunnel]);
-    within(Duration::from_secs(1), "the lease is released", || {
+    within(PROMPTLY, "the lease is released", || {
         lease(&lab, &first.tunnel).is_empty()
     });
     assert!(!lease(&lab, &second.tunnel).is_empty());
@@ -126,14 +126,10 @@ fn an_idle_tunnel_closes_and_a_used_one_stays_and_one_past_its_life_closes_eithe
         let states = lab.psql(&format!("SELECT state FROM tunnels WHERE id = '{tunnel}'"));
         lease(&lab, tunnel).is_empty() && states.unwrap() == "closed"
     };
-    within(Duration::from_secs(15), "the idle tunnel is closed", || {
-        over(&idle.tunnel)
-    });
+    within(PATIENTLY, "the idle tunnel is closed", || over(&idle.tunnel));
     let took = began.elapsed();
     assert!(took > Duration::from_secs(5), "{took:?}");
-    within(Duration::from_secs(16), "the brief tunnel is closed", || {
-        over(&brief.tunnel)
-    });
+    within(PATIENTLY, "the brief tunnel is closed", || over(&brief.tunnel));
     let took = born.elapsed();
     assert!(took > Duration::from_secs(5), "{took:?}");
     assert!(!ending.answers(), "its session goes on");
@@ -145,9 +141,7 @@ fn an_idle_tunnel_closes_and_a_used_one_stays_and_one_past_its_life_closes_eithe
     assert!(!over(&used.tunnel));
     drop(session);
     let last = Instant::now();
-    within(Duration::from_secs(15), "the tunnel that was used is closed", || {
-        over(&used.tunnel)
-    });
+    within(PATIENTLY, "the tunnel that was used is closed", || over(&used.tunnel));
     assert!(last.elapsed() > Duration::from_secs(4), "{:?}", last.elapsed());
     for (user, device) in [
         ("user-21", "device-41"),

@@ -1,11 +1,9 @@
 //! Leases end with what they stand for.
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use rssh_lab::component::Record;
 
-use crate::{lab, leases, open, said, within};
+use crate::{PROMPTLY, lab, leases, open, said, within};
 
 #[test]
 fn a_closed_tunnel_has_no_lease_and_leaves_no_ssh() {
@@ -13,10 +11,8 @@ fn a_closed_tunnel_has_no_lease_and_leaves_no_ssh() {
     let opened = open(&lab, "heidi", "device-10");
     assert_eq!(leases(&lab, &opened.tunnel), 1);
     said(&lab, "heidi", &["rssh", "close", "device-10"]);
-    within(Duration::from_secs(1), "the lease is released", || {
-        leases(&lab, &opened.tunnel) == 0
-    });
-    within(Duration::from_secs(2), "the device's ssh has ended", || {
+    within(PROMPTLY, "the lease is released", || leases(&lab, &opened.tunnel) == 0);
+    within(PROMPTLY, "the device's ssh has ended", || {
         device_ssh(&lab, 10).is_empty()
     });
 }
@@ -37,9 +33,7 @@ fn a_lease_ends_when_the_devices_ssh_is_killed() {
         process.signal(Signal::SIGKILL).unwrap();
     }
     // Gone, or already held again by the same tunnel's next claim.
-    within(Duration::from_secs(1), "the lease is released", || {
-        epoch(&opened.tunnel) != before
-    });
+    within(PROMPTLY, "the lease is released", || epoch(&opened.tunnel) != before);
 }
 
 /// The ssh processes that the agent of device `n` drives.
@@ -68,7 +62,7 @@ fn sshds_log_shows_the_one_port_that_each_login_was_permitted() {
         logins.map(str::to_owned).collect()
     };
     let permitted = format!(" device-12 {address}{port}'");
-    within(Duration::from_secs(2), "sshd logs the login", || {
+    within(PROMPTLY, "sshd logs the login", || {
         logins().iter().filter(|line| line.contains(&permitted)).count() == 1
     });
     for line in logins() {

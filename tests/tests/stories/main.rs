@@ -14,6 +14,7 @@ use std::process::Output;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use rssh_lab::process::PROMPTLY;
 use rssh_lab::{Lab, Options};
 use serde::Deserialize;
 
