@@ -249,7 +249,9 @@ impl Ask {
                     vec![]
                 }
             }
-            ReplyBody::Trace(trace) if matches!(self.request.op, Operation::Trace { .. }) => {
+            ReplyBody::Trace(trace)
+                if matches!(self.request.op, Operation::Trace { .. } | Operation::Latest { .. }) =>
+            {
                 self.finish(Ok(Answer::Trace(Box::new(trace))))
             }
             ReplyBody::Tunnels { .. } | ReplyBody::Closed { .. } | ReplyBody::Devices { .. } | ReplyBody::Trace(_) => {
@@ -302,7 +304,11 @@ impl Ask {
         match &self.request.op {
             Operation::Open(open) => Some(open.device == info.device && open.target == info.target),
             Operation::Name { tunnel } => Some(*tunnel == info.tunnel),
-            Operation::Close(_) | Operation::List | Operation::Devices | Operation::Trace { .. } => None,
+            Operation::Close(_)
+            | Operation::List
+            | Operation::Devices
+            | Operation::Trace { .. }
+            | Operation::Latest { .. } => None,
         }
     }
 
@@ -340,6 +346,7 @@ impl Ask {
             },
             Operation::List => "the list of tunnels".to_owned(),
             Operation::Name { tunnel } | Operation::Trace { tunnel } => format!("tunnel {tunnel}"),
+            Operation::Latest { device, .. } => format!("the latest tunnel to {device}"),
             Operation::Devices => "the list of devices".to_owned(),
         }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::id::{DeviceId, Epoch, Generation, InstanceId, ServerId, SessionId, TunnelId, UserId};
+use crate::tag::Tags;
 use crate::target::{HostPort, Target};
 
 /// The largest payload, in bytes; the broker refuses larger packets too.
@@ -95,6 +96,12 @@ pub enum Operation {
     Devices,
     /// Tell how a tunnel came about: when each stage was reached, and why it failed if it did.
     Trace { tunnel: TunnelId },
+    /// The same of the user's latest tunnel to a device, or to one of its targets; it may be over.
+    Latest {
+        device: DeviceId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<Target>,
+    },
 }
 
 /// What to open.
@@ -238,6 +245,8 @@ pub struct DeviceInfo {
     /// How long ago it came or went, in seconds; absent when it was never there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_s: Option<u64>,
+    #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    pub tags: Tags,
 }
 
 /// When a tunnel reached each stage, in milliseconds from its request; absent when it has not.
@@ -249,6 +258,9 @@ pub struct TunnelTrace {
     /// The device acknowledged the order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_ms: Option<u32>,
+    /// Its ssh was connected, its keys were exchanged, and sshd asked about it; of the last claim, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landed_ms: Option<u32>,
     /// Its ssh had landed and claimed; of the last claim, if there were several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claimed_ms: Option<u32>,

@@ -352,7 +352,9 @@ pub async fn activate(server: Arc<Server>, tunnel: TunnelId, epoch: Epoch, port:
         pause = (pause * 5 / 4).min(Duration::from_millis(20));
     }
     while holds() {
-        match server.store.activate(tunnel, epoch).await {
+        let asked_at = server.leases().held(tunnel).and_then(|held| held.asked_at);
+        let landed_ago = asked_at.map(|at| at.elapsed());
+        match server.store.activate(tunnel, epoch, landed_ago).await {
             Ok(Some((active, askers))) => {
                 tracing::info!(%tunnel, device = %active.device, %epoch, port, "active");
                 let info = server.info(&active);

@@ -84,6 +84,8 @@ struct Idle {
 struct Login {
     port: u16,
     device: DeviceId,
+    /// When sshd first asked about it; `None` for one that was adopted.
+    asked_at: Option<Instant>,
     stage: Stage,
     /// Set once a kill was ordered; a repeated one is ordered when the first has not worked by then.
     ending: Option<Instant>,
@@ -110,6 +112,8 @@ pub struct Held {
     pub port: u16,
     pub device: DeviceId,
     pub epoch: Epoch,
+    /// When sshd first asked about the login; `None` for one that was adopted.
+    pub asked_at: Option<Instant>,
 }
 
 /// The lease machine.
@@ -193,6 +197,7 @@ impl Leases {
             Login {
                 port,
                 device: device.clone(),
+                asked_at: Some(now),
                 stage: Stage::Reserved,
                 ending: None,
                 due,
@@ -286,6 +291,7 @@ impl Leases {
             Login {
                 port,
                 device,
+                asked_at: None,
                 stage: Stage::Reserved,
                 ending: None,
                 due: now,
@@ -410,6 +416,7 @@ impl Leases {
             port: known.port,
             device: known.device.clone(),
             epoch: holding.epoch,
+            asked_at: known.asked_at,
         })
     }
 

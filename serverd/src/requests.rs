@@ -13,7 +13,7 @@ use rssh_proto::{Failure, FailureKind, ServerId, TunnelId, UserId};
 
 use crate::server::Server;
 use crate::sessions;
-use crate::store::{Asker, Opening, Times, Tunnel};
+use crate::store::{Asker, Opening, StoreError, Times, Tunnel};
 
 /// The longest wait that a request may ask for: for a device that answers, and for one that is offline.
 const LONGEST_WAIT_MS: u32 = 300_000;
@@ -24,8 +24,8 @@ const ORDER_AGAIN: Duration = Duration::from_secs(1);
 const NOT_ANSWERING: Duration = Duration::from_secs(2);
 /// How many tunnels go into one message: each is under 300 bytes.
 const TUNNELS_PER_MESSAGE: usize = 8;
-/// How many devices go into one message: each is under 140 bytes.
-const DEVICES_PER_MESSAGE: usize = 24;
+/// How much of a message devices may fill, in bytes: the rest is for what stands around them.
+const DEVICES_BYTES: usize = payload::LIMIT - 256;
 
 /// The request with what is left of its time after it waited for so long; `None` for an open whose time is over, which
 /// must not open anything any more. A close does good whenever it comes.
@@ -55,17 +55,23 @@ pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
             Err(error) => server.store_failed(&asker, &error),
         },
         Operation::Devices => match server.store.devices_of(&asker.user).await {
-            Ok(devices) => list_devices(&server, &asker, &devices),
+            Ok(devices) => list_devices(&server, &asker, devices),
             Err(error) => server.store_failed(&asker, &error),
         },
-        Operation::Trace { tunnel } => match server.store.trace_of(&asker.user, tunnel).await {
-            Ok(Some((tunnel, times))) => {
-                let body = ReplyBody::Trace(trace(&server, &tunnel, times));
-                server.reply(&asker, Some(&tunnel), Rank::Final, body);
-            }
-            Ok(None) => server.fail(&asker, None, unknown(tunnel)),
-            Err(error) => server.store_failed(&asker, &error),
-        },
+        Operation::Trace { tunnel } => {
+            let found = server.store.trace_of(&asker.user, tunnel).await;
+            tell_trace(&server, &asker, found, || unknown(tunnel));
+        }
+        Operation::Latest { device, target } => {
+            let found = server.store.latest_of(&asker.user, &device, target.as_ref()).await;
+            tell_trace(&server, &asker, found, || {
+                let to = target
+                    .as_ref()
+                    .map_or_else(String::new, |target| format!("{target} of "));
+                let message = format!("you have not opened a tunnel to {to}{device} yet; try: rssh open {device}");
+                Failure::new(FailureKind::UnknownTunnel, message)
+            });
+        }
         Operation::Name { tunnel } => match server.store.tunnel_of(&asker.user, tunnel).await {
             Ok(Some(tunnel)) => match &tunnel.failure {
                 Some(failure) => server.fail(&asker, Some(&tunnel), failure.clone()),
@@ -298,32 +304,62 @@ async fn close(server: &Arc<Server>, asker: &Asker, outcomes: Vec<crate::store::
     server.reply(asker, None, Rank::Final, ReplyBody::Closed { items });
 }
 
-/// Answers with a list in as many messages as it takes; an empty list is one message too.
-fn reply_in_pages<T>(server: &Server, asker: &Asker, items: &[T], page: usize, body: impl Fn(&[T], bool) -> ReplyBody) {
-    let pages = items.len().div_ceil(page).max(1);
-    for number in 0..pages {
-        let end = items.len().min((number + 1) * page);
-        let last = number + 1 == pages;
-        server.reply(asker, None, Rank::Final, body(&items[number * page..end], last));
+fn list(server: &Server, asker: &Asker, tunnels: &[Tunnel]) {
+    // An empty list is one message too.
+    let pages: Vec<&[Tunnel]> = match tunnels {
+        [] => vec![&[]],
+        _ => tunnels.chunks(TUNNELS_PER_MESSAGE).collect(),
+    };
+    for (number, page) in pages.iter().enumerate() {
+        let body = ReplyBody::Tunnels {
+            items: page.iter().map(|tunnel| server.info(tunnel)).collect(),
+            last: number + 1 == pages.len(),
+        };
+        server.reply(asker, None, Rank::Final, body);
     }
 }
 
-fn list(server: &Server, asker: &Asker, tunnels: &[Tunnel]) {
-    reply_in_pages(server, asker, tunnels, TUNNELS_PER_MESSAGE, |page, last| {
-        ReplyBody::Tunnels {
-            items: page.iter().map(|tunnel| server.info(tunnel)).collect(),
-            last,
-        }
-    });
+fn list_devices(server: &Server, asker: &Asker, devices: Vec<DeviceInfo>) {
+    let pages = device_pages(devices);
+    let count = pages.len();
+    for (number, items) in pages.into_iter().enumerate() {
+        let last = number + 1 == count;
+        server.reply(asker, None, Rank::Final, ReplyBody::Devices { items, last });
+    }
 }
 
-fn list_devices(server: &Server, asker: &Asker, devices: &[DeviceInfo]) {
-    reply_in_pages(server, asker, devices, DEVICES_PER_MESSAGE, |page, last| {
-        ReplyBody::Devices {
-            items: page.to_vec(),
-            last,
+/// Devices in portions that fit a message each; at least one, which may be empty.
+fn device_pages(devices: Vec<DeviceInfo>) -> Vec<Vec<DeviceInfo>> {
+    let mut pages = Vec::new();
+    let (mut page, mut filled) = (Vec::new(), 0);
+    for device in devices {
+        // With its comma.
+        let bytes = payload::encode(&device).len() + 1;
+        if filled + bytes > DEVICES_BYTES && !page.is_empty() {
+            pages.push(std::mem::take(&mut page));
+            filled = 0;
         }
-    });
+        filled += bytes;
+        page.push(device);
+    }
+    pages.push(page);
+    pages
+}
+
+fn tell_trace(
+    server: &Server,
+    asker: &Asker,
+    found: Result<Option<(Tunnel, Times)>, StoreError>,
+    none: impl FnOnce() -> Failure,
+) {
+    match found {
+        Ok(Some((tunnel, times))) => {
+            let body = ReplyBody::Trace(trace(server, &tunnel, times));
+            server.reply(asker, Some(&tunnel), Rank::Final, body);
+        }
+        Ok(None) => server.fail(asker, None, none()),
+        Err(error) => server.store_failed(asker, &error),
+    }
 }
 
 fn trace(server: &Server, tunnel: &Tunnel, times: Times) -> TunnelTrace {
@@ -331,6 +367,7 @@ fn trace(server: &Server, tunnel: &Tunnel, times: Times) -> TunnelTrace {
         info: server.info(tunnel),
         requested_at: times.requested_at,
         answered_ms: times.answered_ms,
+        landed_ms: times.landed_ms,
         claimed_ms: times.claimed_ms,
         active_ms: times.active_ms,
         ended_ms: times.ended_ms,
@@ -381,5 +418,32 @@ mod tests {
         assert_eq!(left(4_000), None);
         assert_eq!(left(12_000), None);
         assert!(in_time(request(Operation::List), Duration::from_secs(12)).is_some());
+    }
+
+    #[test]
+    fn devices_fill_messages_and_never_more() {
+        let device = |n: usize| DeviceInfo {
+            device: format!("{}{n}", "d".repeat(58)).parse().unwrap(),
+            presence: rssh_proto::payload::Presence::Offline,
+            since_s: Some(u64::MAX),
+            tags: (0..n % 9).map(|key| (format!("key-{key}"), "v".repeat(63))).collect(),
+        };
+        assert_eq!(device_pages(vec![]), [vec![]]);
+        let devices: Vec<DeviceInfo> = (0..200).map(device).collect();
+        let pages = device_pages(devices.clone());
+        assert!(pages.len() < 40, "{}", pages.len());
+        for page in &pages {
+            let items = page.clone();
+            let body = ReplyBody::Devices { items, last: true };
+            let reply = payload::Reply {
+                v: V1,
+                request: TunnelId::generate(),
+                epoch: Default::default(),
+                rank: Rank::Final,
+                body,
+            };
+            assert!(payload::encode(&reply).len() <= payload::LIMIT);
+        }
+        assert_eq!(pages.concat(), devices);
     }
 }

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rssh_proto::payload::{DeviceInfo, Operation, Presence, Rank, ReplyBody, Request, TunnelInfo, TunnelState};
-use rssh_proto::{Failure, FailureKind};
+use rssh_proto::{Failure, FailureKind, Tags};
 use serde_json::Value;
 
 use crate::rig::{Rig, failed};
@@ -87,6 +87,7 @@ fn with_devices() -> Rig {
             device: device.parse().unwrap(),
             presence,
             since_s: None,
+            tags: Tags::new(),
         };
         let items = vec![info("device-1", Presence::Online), info("gate", Presence::Offline)];
         vec![reply(request, 0, Rank::Final, ReplyBody::Devices { items, last: true })]

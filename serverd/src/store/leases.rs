@@ -1,5 +1,7 @@
 //! (server, port) -> tunnel: claims, releases and rests, fenced by the tunnel's epoch.
 
+use std::time::Duration;
+
 use rssh_proto::payload::TunnelState;
 use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, TunnelId};
 use sqlx::postgres::PgConnection;
@@ -127,11 +129,16 @@ impl Store {
         .await
     }
 
-    /// Marks a claimed tunnel as active; `None` when it has moved on since.
+    /// Marks a claimed tunnel as active, whose ssh had landed so long ago; `None` when it has moved on since.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn activate(&self, tunnel: TunnelId, epoch: Epoch) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
+    pub async fn activate(
+        &self,
+        tunnel: TunnelId,
+        epoch: Epoch,
+        landed_ago: Option<Duration>,
+    ) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
         self.within(async {
             let mut tx = self.pool.begin().await?;
             // Losing this on a crash loses nothing: whoever adopts the session sees its listener again.
@@ -139,12 +146,14 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
             let row = sqlx::query(concat!(
-                "UPDATE tunnels t SET state = 'active', active_at = clock_timestamp()
+                "UPDATE tunnels t SET state = 'active', active_at = clock_timestamp(),
+                     landed_at = coalesce(clock_timestamp() - $3 * interval '1 s', landed_at)
                  WHERE t.id = $1 AND t.epoch = $2 AND t.state IN ('claimed', 'active') RETURNING ",
                 tunnel_columns!()
             ))
             .bind(tunnel.uuid())
             .bind(counter(epoch.0))
+            .bind(landed_ago.map(|ago| ago.as_secs_f64()))
             .fetch_optional(&mut *tx)
             .await?;
             let told = told(&mut tx, row).await?;

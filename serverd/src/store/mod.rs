@@ -121,11 +121,10 @@ fn migrator() -> Migrator {
         )
     };
     Migrator {
-        migrations: Cow::Owned(vec![migration(
-            1,
-            "tunnels",
-            include_str!("../../migrations/0001_tunnels.sql"),
-        )]),
+        migrations: Cow::Owned(vec![
+            migration(1, "tunnels", include_str!("../../migrations/0001_tunnels.sql")),
+            migration(5, "api", include_str!("../../migrations/0005_api.sql")),
+        ]),
         ..Migrator::DEFAULT
     }
 }

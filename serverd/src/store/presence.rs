@@ -1,7 +1,7 @@
 //! Devices' presence, and what a device and the database tell each other when it connects.
 
 use rssh_proto::payload::{DeviceInfo, DeviceStatus, Presence};
-use rssh_proto::{DeviceId, Epoch, InstanceId, TunnelId, UserId};
+use rssh_proto::{DeviceId, Epoch, InstanceId, Tags, TunnelId, UserId};
 
 use super::tunnels::{Tunnel, live, read, tunnel_columns};
 use super::{Store, StoreError, counter, stored, uncounter};
@@ -40,6 +40,7 @@ impl Store {
                         device: stored("a device", &device)?,
                         presence: if online { Presence::Online } else { Presence::Offline },
                         since_s: since.map(uncounter),
+                        tags: Tags::new(),
                     })
                 })
                 .collect()

@@ -43,6 +43,7 @@ pub struct Times {
     /// Unix seconds.
     pub requested_at: i64,
     pub answered_ms: Option<u32>,
+    pub landed_ms: Option<u32>,
     pub claimed_ms: Option<u32>,
     pub active_ms: Option<u32>,
     pub ended_ms: Option<u32>,
@@ -60,6 +61,18 @@ macro_rules! tunnel_columns {
     };
 }
 pub(super) use tunnel_columns;
+
+/// The columns, after a tunnel's, that [`traced`] reads.
+macro_rules! stage_columns {
+    () => {
+        ", extract(epoch FROM t.created_at)::bigint AS requested_at,
+         (extract(epoch FROM t.answered_at - t.created_at) * 1000)::bigint AS answered_ms,
+         (extract(epoch FROM t.landed_at - t.created_at) * 1000)::bigint AS landed_ms,
+         (extract(epoch FROM t.claimed_at - t.created_at) * 1000)::bigint AS claimed_ms,
+         (extract(epoch FROM t.active_at - t.created_at) * 1000)::bigint AS active_ms,
+         (extract(epoch FROM t.ended_at - t.created_at) * 1000)::bigint AS ended_ms"
+    };
+}
 
 /// The states in which a tunnel may still carry something.
 macro_rules! live {
@@ -106,6 +119,23 @@ pub(super) fn read(row: &PgRow) -> Result<Tunnel, StoreError> {
         within_ms: unsigned("within_ms")?,
         failure,
     })
+}
+
+/// A tunnel with the times of its stages.
+fn traced(row: &PgRow) -> Result<(Tunnel, Times), StoreError> {
+    let after = |column| {
+        let value: Option<i64> = row.try_get(column)?;
+        Ok::<_, StoreError>(value.map(|ms| u32::try_from(ms.max(0)).unwrap_or(u32::MAX)))
+    };
+    let times = Times {
+        requested_at: row.try_get("requested_at")?,
+        answered_ms: after("answered_ms")?,
+        landed_ms: after("landed_ms")?,
+        claimed_ms: after("claimed_ms")?,
+        active_ms: after("active_ms")?,
+        ended_ms: after("ended_ms")?,
+    };
+    Ok((read(row)?, times))
 }
 
 /// The name of a failure's kind in the database.
@@ -166,30 +196,42 @@ impl Store {
             let row = sqlx::query(concat!(
                 "SELECT ",
                 tunnel_columns!(),
-                ", extract(epoch FROM t.created_at)::bigint AS requested_at,
-                 (extract(epoch FROM t.answered_at - t.created_at) * 1000)::bigint AS answered_ms,
-                 (extract(epoch FROM t.claimed_at - t.created_at) * 1000)::bigint AS claimed_ms,
-                 (extract(epoch FROM t.active_at - t.created_at) * 1000)::bigint AS active_ms,
-                 (extract(epoch FROM t.ended_at - t.created_at) * 1000)::bigint AS ended_ms
-                 FROM tunnels t WHERE t.id = $1 AND t.user_id = $2"
+                stage_columns!(),
+                " FROM tunnels t WHERE t.id = $1 AND t.user_id = $2"
             ))
             .bind(tunnel.uuid())
             .bind(user.as_str())
             .fetch_optional(&self.pool)
             .await?;
-            let Some(row) = row else { return Ok(None) };
-            let after = |column| {
-                let value: Option<i64> = row.try_get(column)?;
-                Ok::<_, StoreError>(value.map(|ms| u32::try_from(ms.max(0)).unwrap_or(u32::MAX)))
-            };
-            let times = Times {
-                requested_at: row.try_get("requested_at")?,
-                answered_ms: after("answered_ms")?,
-                claimed_ms: after("claimed_ms")?,
-                active_ms: after("active_ms")?,
-                ended_ms: after("ended_ms")?,
-            };
-            Ok(Some((read(&row)?, times)))
+            row.as_ref().map(traced).transpose()
+        })
+        .await
+    }
+
+    /// The same of the user's latest tunnel to a device, or to one of its targets.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn latest_of(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        target: Option<&Target>,
+    ) -> Result<Option<(Tunnel, Times)>, StoreError> {
+        self.within(async {
+            let row = sqlx::query(concat!(
+                "SELECT ",
+                tunnel_columns!(),
+                stage_columns!(),
+                " FROM tunnels t WHERE t.user_id = $1 AND t.device_id = $2 AND ($3::text IS NULL OR t.target = $3)
+                 ORDER BY t.created_at DESC LIMIT 1"
+            ))
+            .bind(user.as_str())
+            .bind(device.as_str())
+            .bind(target.map(ToString::to_string))
+            .fetch_optional(&self.pool)
+            .await?;
+            row.as_ref().map(traced).transpose()
         })
         .await
     }

@@ -129,6 +129,39 @@ fn refused(outcome: ClaimOutcome) -> FailureKind {
 }
 
 #[tokio::test]
+async fn a_tunnels_stages_are_told_to_its_user_live_or_over() {
+    let world = World::new().await;
+    let latest = |user: UserId| {
+        let store = world.store.clone();
+        async move { store.latest_of(&user, &device(), None).await.unwrap() }
+    };
+    assert!(latest(user("alice")).await.is_none());
+    let tunnel = world.requested().await;
+    let landed = Some(std::time::Duration::ZERO);
+    world.granted("s1", 2000, tunnel).await;
+    world.store.activate(tunnel, Epoch(1), landed).await.unwrap().unwrap();
+    let (found, times) = latest(user("alice")).await.unwrap();
+    assert_eq!((found.id, found.state), (tunnel, TunnelState::Active));
+    assert!(times.answered_ms <= times.claimed_ms && times.claimed_ms <= times.active_ms);
+    assert!(times.landed_ms.is_some() && times.active_ms.is_some() && times.ended_ms.is_none());
+    world.store.end(tunnel, None).await.unwrap();
+    let (found, times) = world.store.trace_of(&user("alice"), tunnel).await.unwrap().unwrap();
+    assert_eq!(found.state, TunnelState::Closed);
+    assert!(times.ended_ms >= times.active_ms);
+    assert_eq!(latest(user("alice")).await.unwrap().0.id, tunnel);
+    assert!(latest(user("bob")).await.is_none());
+    let other = "8080".parse().unwrap();
+    let store = &world.store;
+    assert!(
+        store
+            .latest_of(&user("alice"), &device(), Some(&other))
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test]
 async fn a_name_belongs_to_one_kind_and_a_key_to_one_device() {
     let world = World::new().await;
     let taken = world.store.add_identity(Kind::User, "device-1").await;
@@ -233,7 +266,7 @@ async fn a_late_writer_with_an_older_epoch_changes_nothing() {
     let tunnel = world.requested().await;
     world.granted("s1", 2000, tunnel).await;
     world.granted("s2", 2001, tunnel).await;
-    assert!(world.store.activate(tunnel, Epoch(1)).await.unwrap().is_none());
+    assert!(world.store.activate(tunnel, Epoch(1), None).await.unwrap().is_none());
     assert!(
         !world
             .store
@@ -242,7 +275,7 @@ async fn a_late_writer_with_an_older_epoch_changes_nothing() {
             .unwrap()
     );
     assert_eq!(world.tunnel(tunnel).await.state, TunnelState::Claimed);
-    assert!(world.store.activate(tunnel, Epoch(2)).await.unwrap().is_some());
+    assert!(world.store.activate(tunnel, Epoch(2), None).await.unwrap().is_some());
     assert!(
         world.store.evictions(&server_id("s1")).await.unwrap().is_empty(),
         "the release answers the eviction"
@@ -408,7 +441,7 @@ async fn a_device_fails_its_own_tunnels_before_they_are_active_and_only_remarks_
             .is_none()
     );
     world.granted("s1", 2000, tunnel).await;
-    world.store.activate(tunnel, Epoch(1)).await.unwrap();
+    world.store.activate(tunnel, Epoch(1), None).await.unwrap();
     assert!(
         world
             .store
