@@ -3,13 +3,14 @@
 mod prepare;
 mod voice;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rssh_mqtt::session::{Down, jittered};
-use rssh_mqtt::{Event, Message, Session};
+use rssh_mqtt::way::Now;
+use rssh_mqtt::{Event, Message, Session, Way};
 use rssh_proto::DeviceId;
 use rssh_proto::claim::Claimed;
 use rssh_proto::payload::{self, DeviceStatus};
@@ -21,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::network;
 use crate::process::{Process, since_boot};
 use crate::ssh::inherit::{Adopted, Inherited, Record};
 use crate::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop};
@@ -83,6 +85,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
         ssh: Arc::new(ssh),
         happenings,
         stops: HashMap::new(),
+        ways: HashMap::new(),
         tunnels: Tunnels::new(Policy {
             device: config.device,
             max: config.tunnels.max,
@@ -93,6 +96,9 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
         dropped: 0,
     };
     agent.adopt(inherited).await;
+    let mut changes = network::watch()
+        .inspect_err(|error| tracing::warn!(%error, "cannot watch the network; a change is noticed by silence only"))
+        .ok();
     tokio::pin!(shutdown);
     let leave = loop {
         let due = agent.tunnels.poll_timeout();
@@ -103,6 +109,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
                 None => break Leave::Closing,
             },
             Some(happening) = happened.recv() => agent.handle_happening(happening),
+            Some(()) = changed(&mut changes) => agent.handle_network(),
             () = until(due) => {
                 let commands = agent.tunnels.handle_timeout(Instant::now());
                 agent.execute(commands);
@@ -139,6 +146,13 @@ async fn until(due: Option<Instant>) {
     }
 }
 
+async fn changed(changes: &mut Option<mpsc::Receiver<()>>) -> Option<()> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What the tasks of tunnels tell the loop.
 enum Happening {
     Dialed(Attempt, Result<(), String>),
@@ -159,6 +173,8 @@ struct Agent {
     happenings: mpsc::Sender<Happening>,
     /// Ends the ssh of an attempt when dropped.
     stops: HashMap<Attempt, oneshot::Sender<Stop>>,
+    /// The connections of running ssh.
+    ways: HashMap<Attempt, Way>,
     tunnels: Tunnels,
     ready: bool,
     /// Messages that were not valid orders.
@@ -189,6 +205,7 @@ impl Agent {
             {
                 Ok(attempt) => {
                     tracing::info!(%tunnel, %epoch, pid = record.process.pid, "carries on");
+                    self.ways.extend(record.way.map(|way| (attempt, way)));
                     self.carry(attempt, Work::CarryOn(Box::new(adopted)));
                 }
                 Err(failure) => tracing::warn!(%tunnel, %failure, "ended the tunnel of an earlier agent"),
@@ -248,6 +265,10 @@ impl Agent {
     fn handle_happening(&mut self, happening: Happening) {
         let commands = match happening {
             Happening::Dialed(attempt, outcome) => self.tunnels.handle_dialed(attempt, outcome, Instant::now()),
+            Happening::News(attempt, News::Connected(way)) => {
+                self.ways.insert(attempt, way);
+                vec![]
+            }
             Happening::News(attempt, News::TargetRefused) => self.tunnels.handle_refused(attempt, Instant::now()),
             Happening::News(attempt, News::Landed { claimed, process }) => {
                 tracing::info!(
@@ -260,10 +281,24 @@ impl Agent {
             }
             Happening::Ended(attempt, ended) => {
                 self.stops.remove(&attempt);
+                self.ways.remove(&attempt);
                 tracing::debug!(tunnel = %attempt.tunnel, ?ended, "ssh ended");
                 self.tunnels.handle_ended(attempt, ended, Instant::now())
             }
         };
+        self.execute(commands);
+    }
+
+    fn handle_network(&mut self) {
+        let stranded: BTreeSet<Attempt> = self
+            .ways
+            .iter()
+            .filter(|(_, way)| way.now() == Now::Moved)
+            .map(|(attempt, _)| *attempt)
+            .collect();
+        tracing::info!(stranded = stranded.len(), "the network changed");
+        self.voice.network_changed();
+        let commands = self.tunnels.handle_network(&stranded, Instant::now());
         self.execute(commands);
     }
 
@@ -325,6 +360,7 @@ impl Agent {
             claimed,
             deadline: since_boot() + deadline.saturating_duration_since(Instant::now()),
             process,
+            way: self.ways.get(&attempt).copied(),
         };
         if let Err(error) = self.ssh.record(&record) {
             tracing::warn!(tunnel = %attempt.tunnel, %error, "a restart of the agent will end this tunnel");

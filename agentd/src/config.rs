@@ -96,6 +96,10 @@ pub struct Ssh {
     pub kex: Kex,
     #[serde(default = "Ssh::default_program")]
     pub program: PathBuf,
+    /// How often a tunnel's silent connection is seen to be alive, and so how soon it is noticed that a router on the
+    /// way has another address; 300 bytes each time, while a tunnel is open only.
+    #[serde(default = "Ssh::default_keep_alive")]
+    pub keep_alive: Span,
 }
 
 impl Ssh {
@@ -105,6 +109,10 @@ impl Ssh {
 
     fn default_program() -> PathBuf {
         "/usr/bin/ssh".into()
+    }
+
+    fn default_keep_alive() -> Span {
+        Span::seconds(5)
     }
 }
 
@@ -311,7 +319,7 @@ mod tests {
     fn every_key_is_read() {
         let text = MINIMAL.replace(
             "[ssh]",
-            "keep-alive = \"30s\"\n[ssh]\nkex = \"system\"\nprogram = \"/opt/ssh\"",
+            "keep-alive = \"30s\"\n[ssh]\nkex = \"system\"\nkeep-alive = \"20s\"\nprogram = \"/opt/ssh\"",
         ) + r#"
             [tunnels]
             max = 4
@@ -324,6 +332,7 @@ mod tests {
         let config = load(&text).unwrap();
         assert_eq!(config.ssh.kex, Kex::System);
         assert_eq!(config.mqtt.keep_alive, Span::seconds(30));
+        assert_eq!(config.ssh.keep_alive, Span::seconds(20));
         assert_eq!(config.targets.named.len(), 1);
         assert_eq!(config.targets.allow.len(), 2);
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod dial;
 pub mod generation;
 pub mod init;
+pub mod network;
 pub mod process;
 pub mod rundir;
 pub mod ssh;

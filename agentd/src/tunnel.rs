@@ -22,6 +22,7 @@ use crate::ssh::{Ended, Endpoint, Landing};
 
 mod handover;
 mod history;
+mod network;
 mod order;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rssh_mqtt::session::Down;
-use rssh_mqtt::{Delivery, Event, Publish, PublishError, Session, Settings};
+use rssh_mqtt::{Delivery, Dial, Event, Publish, PublishError, Session, Settings};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::{self, CloseRequest, Operation, Rank, Reply, Which};
 use rssh_proto::topic::Topic;
@@ -48,6 +48,7 @@ impl Control {
             subscriptions: vec![replies.clone()],
             will: None,
             reconnect: (Duration::from_millis(100), Duration::from_secs(1)),
+            dial: Dial::default(),
         });
         Self {
             user: profile.user.clone(),

@@ -3,9 +3,15 @@
 //! [`identity`] holds a program's key, certificate and CAs; [`session`] keeps one connection to a broker, subscribes
 //! anew on each connect and says of every message what became of it.
 
+mod event;
 pub mod identity;
 mod pace;
 pub mod session;
+mod settings;
+pub mod way;
 
+pub use event::{Delivery, Event, Message, Publish, PublishError};
 pub use identity::{Identity, IdentityError, IdentityFiles};
-pub use session::{Delivery, Event, Message, Publish, PublishError, Session, Settings, Will, WillOf};
+pub use session::Session;
+pub use settings::{Dial, Settings, Will, WillOf};
+pub use way::Way;

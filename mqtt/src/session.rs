@@ -13,143 +13,23 @@ use std::time::{Duration, Instant};
 use rssh_proto::HostPort;
 use rssh_proto::id::random_hex;
 use rssh_proto::payload;
-use rumqttc::v5::mqttbytes::v5::{
-    ConnectReturnCode, Filter, LastWill, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
-};
-use rumqttc::v5::mqttbytes::{Error as MqttError, QoS};
-use rumqttc::v5::{AsyncClient, ConnectionError, EventLoop, MqttOptions, StateError};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Filter, LastWill, Packet, PubAckReason, PublishProperties, SubscribeReasonCode};
+use rumqttc::v5::{AsyncClient, EventLoop, MqttOptions};
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
+pub use crate::event::Down;
+use crate::event::{Delivery, Event, Message, Publish, PublishError, by_broker, down};
 use crate::pace::{Pace, Was};
+use crate::settings::Settings;
+use crate::way::{Now, Way};
 
-/// How long the broker may take to answer a ping: with the keep-alive, how soon a dead link is noticed.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the broker may take to answer, a ping for instance: with the keep-alive, how soon a dead link is noticed.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a session lasts at most that is counted as taken away: those of two programs that fight for one are short.
 const SHORT: Duration = Duration::from_secs(20);
-
-/// How to reach the broker and what to say there.
-pub struct Settings {
-    /// Brokers, tried in turn.
-    pub brokers: Vec<HostPort>,
-    pub tls: Arc<rustls::ClientConfig>,
-    /// The identity; the client id is this with 128 random bits, so that nobody can guess it and take the session over.
-    pub cn: String,
-    pub keep_alive: Duration,
-    /// How many acknowledged publishes may be under way at once; rumqttc reserves 216 bytes for each.
-    pub inflight: u16,
-    /// How many messages may wait for their reader, and how many for the network.
-    pub queue: usize,
-    pub subscriptions: Vec<String>,
-    /// Asked before each connect, so that a will can carry the generation of its connection.
-    pub will: Option<WillOf>,
-    /// Spread of the pause before each reconnect; it doubles from the first to the second.
-    pub reconnect: (Duration, Duration),
-}
-
-/// What the broker publishes when the session ends without a goodbye; retained.
-#[derive(Debug, Clone)]
-pub struct Will {
-    pub topic: String,
-    pub payload: Vec<u8>,
-}
-
-/// Makes the will of the next connection.
-pub type WillOf = Box<dyn Fn() -> Will + Send + Sync>;
-
-/// What happens to a session.
-#[derive(Debug)]
-pub enum Event {
-    /// Connected and subscribed.
-    Up,
-    /// The connection is gone, or could not be made; the session goes on trying.
-    Down(Down),
-    Message(Message),
-}
-
-/// Why there is no connection.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Down {
-    #[error("cannot reach the broker {broker}: {reason}")]
-    Unreachable { broker: HostPort, reason: String },
-    #[error("the broker {broker} and this program do not accept each other's certificates: {reason}")]
-    Certificate { broker: HostPort, reason: String },
-    #[error("the broker {broker} does not know this identity")]
-    NotEnrolled { broker: HostPort },
-    #[error("the broker {broker} refused the session: {reason}")]
-    Refused { broker: HostPort, reason: String },
-    #[error("the broker {broker} refused the subscription to {filter}")]
-    Subscription { broker: HostPort, filter: String },
-}
-
-/// A message as it came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub retained: bool,
-}
-
-/// What became of an acknowledged publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// The broker has it, and knows of a subscriber; whether that one lives is not known.
-    Accepted,
-    /// The broker has it and nobody subscribes (MQTT 5, reason 16).
-    NoSubscriber,
-}
-
-/// Why a publish failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    #[error("not connected to the broker")]
-    Away,
-    #[error("the broker does not take messages fast enough")]
-    Full,
-    #[error("the connection to the broker was lost before it acknowledged")]
-    Lost,
-    #[error("the broker refused the message: {0}")]
-    Refused(String),
-    #[error("payload of {0} bytes is over the limit")]
-    TooLarge(usize),
-}
-
-/// A message to send.
-#[derive(Debug, Clone)]
-pub struct Publish {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub retain: bool,
-    /// The broker drops it when it could not be delivered within this time.
-    pub expiry: Option<Duration>,
-}
-
-impl Publish {
-    /// A message that is not retained and does not expire.
-    pub fn new(topic: impl ToString, payload: Vec<u8>) -> Self {
-        Self {
-            topic: topic.to_string(),
-            payload,
-            retain: false,
-            expiry: None,
-        }
-    }
-
-    /// The same, kept by the broker for later subscribers.
-    #[must_use]
-    pub fn retained(mut self) -> Self {
-        self.retain = true;
-        self
-    }
-
-    /// The same, dropped by the broker after this time.
-    #[must_use]
-    pub fn expiring(mut self, after: Duration) -> Self {
-        self.expiry = Some(after);
-        self
-    }
-}
 
 type Acknowledge = oneshot::Sender<Result<Delivery, PublishError>>;
 
@@ -165,6 +45,7 @@ struct Link {
 #[derive(Clone)]
 pub struct Session {
     link: Arc<Mutex<Option<Link>>>,
+    network: Arc<Notify>,
 }
 
 impl Session {
@@ -173,6 +54,7 @@ impl Session {
     pub fn new(settings: Settings) -> (Self, mpsc::Receiver<Event>, impl Future<Output = ()> + Send) {
         let session = Self {
             link: Arc::new(Mutex::new(None)),
+            network: Arc::new(Notify::new()),
         };
         let (events, receiver) = mpsc::channel(settings.queue);
         let driver = drive(settings, session.clone(), events);
@@ -216,6 +98,12 @@ impl Session {
         let (acknowledge, acknowledged) = oneshot::channel();
         link.unnumbered.push_back(acknowledge);
         Ok(acknowledged)
+    }
+
+    /// Tells that this machine's network has changed: a connection from an address that is gone is given up, any other
+    /// has to show that it works, and a pause before the next ends.
+    pub fn network_changed(&self) {
+        self.network.notify_one();
     }
 
     /// Whether there is a connection now.
@@ -297,7 +185,15 @@ async fn drive(settings: Settings, session: Session, events: mpsc::Sender<Event>
         if events.send(Event::Down(down)).await.is_err() {
             return;
         }
-        tokio::time::sleep(pause.least + jittered(pause.spread)).await;
+        let pausing = tokio::time::sleep(pause.least + jittered(pause.spread));
+        if pause.contested.is_some() {
+            pausing.await;
+            continue;
+        }
+        tokio::select! {
+            () = pausing => {}
+            () = session.network.notified() => tokio::time::sleep(jittered(settings.reconnect.0)).await,
+        }
     }
 }
 
@@ -314,17 +210,33 @@ async fn connection(
     events: &mpsc::Sender<Event>,
     up_since: &mut Option<Instant>,
 ) -> Ended {
+    let unreachable = |reason: String| {
+        let broker = broker.clone();
+        Ended::Lost(Down::Unreachable { broker, reason })
+    };
+    let way = if settings.dial.roams {
+        way_to(broker).await
+    } else {
+        None
+    };
     let (client, mut event_loop) = open(settings, broker);
     let mut leaving = false;
-    // When a ping has to be answered; rumqttc itself would wait for the next one to be due.
+    // When the broker has to have answered; rumqttc itself would wait for the next ping to be due.
     let mut answer_due = None;
     loop {
-        let polled = tokio::select! {
-            polled = event_loop.poll() => polled,
-            () = until(answer_due) => {
-                let reason = format!("no answer for {} s", PING_TIMEOUT.as_secs());
-                let broker = broker.clone();
-                return Ended::Lost(Down::Unreachable { broker, reason });
+        let mut polling = std::pin::pin!(event_loop.poll());
+        let polled = loop {
+            tokio::select! {
+                polled = &mut polling => break polled,
+                () = until(answer_due) => return unreachable(format!("no answer for {} s", ANSWER_TIMEOUT.as_secs())),
+                () = session.network.notified() => match way.map(|way| way.now()) {
+                    Some(Now::Moved) => return unreachable("the address of this machine has changed".to_owned()),
+                    // Another network may have given it the same address: what it says again has to be answered.
+                    Some(Now::Same) if up_since.is_some() && subscribe(settings, &client) => {
+                        answer_due.get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
+                    }
+                    _ => {}
+                },
             }
         };
         let event = match polled {
@@ -339,15 +251,18 @@ async fn connection(
             }
         };
         use rumqttc::v5::Event::{Incoming, Outgoing as Sent};
+        match &event {
+            Incoming(_) => answer_due = None,
+            Sent(Outgoing::PingReq | Outgoing::Publish(_)) => {
+                answer_due.get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
+            }
+            Sent(_) => {}
+        }
         let told = match event {
             Incoming(Packet::ConnAck(_)) => {
-                let filters = settings
-                    .subscriptions
-                    .iter()
-                    .map(|filter| Filter::new(filter.clone(), QoS::AtLeastOnce));
                 if settings.subscriptions.is_empty() {
                     up(session, &client, events, up_since).await
-                } else if client.try_subscribe_many(filters).is_err() {
+                } else if !subscribe(settings, &client) {
                     let reason = "its queue is full".to_owned();
                     let broker = broker.clone();
                     return Ended::Lost(Down::Refused { broker, reason });
@@ -362,7 +277,11 @@ async fn connection(
                     let broker = broker.clone();
                     return Ended::Lost(Down::Subscription { broker, filter });
                 }
-                up(session, &client, events, up_since).await
+                match up_since {
+                    // It was asked for again.
+                    Some(_) => Ok(()),
+                    None => up(session, &client, events, up_since).await,
+                }
             }
             Incoming(Packet::PubAck(ack)) => {
                 session.acknowledge(ack.pkid, ack.reason);
@@ -380,14 +299,6 @@ async fn connection(
                 session.number(packet);
                 Ok(())
             }
-            Sent(Outgoing::PingReq) => {
-                answer_due = Some(Instant::now() + PING_TIMEOUT);
-                Ok(())
-            }
-            Incoming(Packet::PingResp(_)) => {
-                answer_due = None;
-                Ok(())
-            }
             Sent(Outgoing::Disconnect) => {
                 leaving = true;
                 Ok(())
@@ -398,6 +309,23 @@ async fn connection(
             return Ended::Unread;
         }
     }
+}
+
+/// The way to the first address of a broker that one leads to.
+async fn way_to(broker: &HostPort) -> Option<Way> {
+    tokio::net::lookup_host((broker.host(), broker.port()))
+        .await
+        .ok()?
+        .find_map(Way::to)
+}
+
+/// Asks for everything that the session is to hear of; whether there was room for that.
+fn subscribe(settings: &Settings, client: &AsyncClient) -> bool {
+    let filters = settings
+        .subscriptions
+        .iter()
+        .map(|filter| Filter::new(filter.clone(), QoS::AtLeastOnce));
+    client.try_subscribe_many(filters).is_ok()
 }
 
 async fn until(due: Option<Instant>) {
@@ -445,52 +373,10 @@ fn open(settings: &Settings, broker: &HostPort) -> (AsyncClient, EventLoop) {
     AsyncClient::new(options, settings.queue)
 }
 
-/// Names the reason for a connection's end.
-fn down(broker: &HostPort, error: &ConnectionError) -> Down {
-    let broker = broker.clone();
-    let reason = error.to_string();
-    match error {
-        ConnectionError::Tls(rumqttc::TlsError::TLS(_)) => Down::Certificate { broker, reason },
-        ConnectionError::Tls(rumqttc::TlsError::Io(io)) if is_tls(io) => Down::Certificate { broker, reason },
-        ConnectionError::Io(io) if is_tls(io) => Down::Certificate { broker, reason },
-        ConnectionError::MqttState(StateError::Io(io)) if is_tls(io) => Down::Certificate { broker, reason },
-        // With TLS 1.3 the broker's alert on our certificate comes after our side of the handshake is done.
-        ConnectionError::MqttState(StateError::Deserialization(MqttError::Io(io))) if is_tls(io) => {
-            Down::Certificate { broker, reason }
-        }
-        ConnectionError::ConnectionRefused(
-            ConnectReturnCode::NotAuthorized | ConnectReturnCode::BadUserNamePassword,
-        ) => Down::NotEnrolled { broker },
-        ConnectionError::ConnectionRefused(code) => Down::Refused {
-            broker,
-            reason: format!("{code:?}"),
-        },
-        _ => Down::Unreachable { broker, reason },
-    }
-}
-
-/// Why the broker ended the connection, if it was the broker and not the way to it.
-fn by_broker(error: &ConnectionError) -> Option<String> {
-    match error {
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
-            Some(format!("{reason_code:?}"))
-        }
-        // mosquitto 2.0 closes a session that is taken over without a word.
-        ConnectionError::MqttState(StateError::ConnectionAborted) => Some("it closed the connection".to_owned()),
-        _ => None,
-    }
-}
-
-/// Whether an I/O error carries a TLS error, such as the peer's alert that our certificate is unknown to it.
-fn is_tls(error: &std::io::Error) -> bool {
-    error
-        .get_ref()
-        .is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Dial;
 
     #[test]
     fn jitter_stays_within_its_span_and_differs() {
@@ -513,6 +399,7 @@ mod tests {
             subscriptions: vec![],
             will: None,
             reconnect: (Duration::from_millis(1), Duration::from_millis(2)),
+            dial: Dial::default(),
         };
         let (session, mut events, driver) = Session::new(settings);
         let driver = tokio::spawn(driver);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use rssh_mqtt::{Event, Identity, Message, Publish, Session, Settings, Will};
+use rssh_mqtt::{Dial, Event, Identity, Message, Publish, Session, Settings, Will};
 use rssh_proto::payload::{Presence, RouterStatus, ServerState, ServerStatus, V1};
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{ServerId, payload};
@@ -152,6 +152,7 @@ fn mqtt_settings(config: &Config) -> anyhow::Result<Settings> {
             payload: offline.clone(),
         })),
         reconnect: (Duration::from_millis(200), Duration::from_secs(5)),
+        dial: Dial::default(),
     })
 }
 

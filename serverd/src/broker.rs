@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rssh_mqtt::identity::{self, IdentityError};
-use rssh_mqtt::{Event, Identity, Publish, PublishError, Session, Settings};
+use rssh_mqtt::{Dial, Event, Identity, Publish, PublishError, Session, Settings};
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{DeviceId, HostPort, RouterId, ServerId, UserId};
 use serde::{Deserialize, Serialize};
@@ -259,6 +259,7 @@ impl Administrator {
             subscriptions: vec![format!("{CONTROL}/response")],
             will: None,
             reconnect: (Duration::from_millis(100), Duration::from_secs(1)),
+            dial: Dial::default(),
         });
         let driver = tokio::spawn(driver);
         for _ in 0..brokers.len().max(1) {

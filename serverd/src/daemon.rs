@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rssh_mqtt::{Event, Identity, Message, Session, Settings, Will};
+use rssh_mqtt::{Dial, Event, Identity, Message, Session, Settings, Will};
 use rssh_proto::payload::{self, DeviceEvent, DeviceStatus, Request, ServerRequest, ServerState};
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{Generation, InstanceId, ServerId};
@@ -208,6 +208,7 @@ fn mqtt_settings(
         ],
         will: Some(Box::new(move || will.clone())),
         reconnect: (Duration::from_millis(200), Duration::from_secs(5)),
+        dial: Dial::default(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use rssh_mqtt::{Identity, Settings, Will};
+use rssh_mqtt::{Dial, Identity, Settings, Will};
 use rssh_proto::InstanceId;
 use rssh_proto::payload::{self, Presence};
 use rssh_proto::topic::Topic;
@@ -61,6 +61,7 @@ impl Prepared {
             ],
             will: Some(will_of(&config, &generation, &instance)),
             reconnect: RECONNECT,
+            dial: Dial { roams: true },
         };
         Ok(Self {
             config,

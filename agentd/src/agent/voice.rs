@@ -54,6 +54,11 @@ impl Voice {
         self.session.goodbye();
     }
 
+    /// Has the session see whether it still reaches the broker.
+    pub(super) fn network_changed(&self) {
+        self.session.network_changed();
+    }
+
     /// Whether anybody can hear it.
     pub(super) fn is_up(&self) -> bool {
         self.session.is_up()

@@ -5,6 +5,10 @@ use std::path::Path;
 
 use crate::config::{Kex, Ssh};
 
+/// How many keepalives may stay unanswered: with the default interval a connection that says nothing lives for half a
+/// minute, and one that the network has forgotten ends with the first.
+const PATIENCE: &str = "5";
+
 /// Whether the processor has instructions for AES, by `/proc/cpuinfo`: `flags` on x86, `Features` on ARM.
 pub fn has_aes(cpuinfo: &str) -> bool {
     cpuinfo
@@ -46,8 +50,11 @@ pub fn render(ssh: &Ssh, aes: bool) -> String {
     // The connection: standard input and output, see `dial`.
     set("ProxyCommand", "-");
     set("ConnectTimeout", "10");
-    set("ServerAliveInterval", "15");
-    set("ServerAliveCountMax", "3");
+    set(
+        "ServerAliveInterval",
+        &ssh.keep_alive.duration().as_secs().max(1).to_string(),
+    );
+    set("ServerAliveCountMax", PATIENCE);
     if ssh.kex == Kex::Fast {
         set("KexAlgorithms", "curve25519-sha256,curve25519-sha256@libssh.org");
     }
@@ -73,6 +80,8 @@ fn quoted(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rssh_proto::duration::Span;
+
     use super::*;
 
     fn ssh(kex: Kex) -> Ssh {
@@ -82,6 +91,7 @@ mod tests {
             host_key_alias: "rssh-sshd".parse().unwrap(),
             kex,
             program: "/usr/bin/ssh".into(),
+            keep_alive: Span::seconds(5),
         }
     }
 

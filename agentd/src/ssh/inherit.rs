@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use openssh::Session;
+use rssh_mqtt::Way;
 use rssh_proto::DeviceId;
 use rssh_proto::claim::Claimed;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Record {
     pub deadline: Duration,
     /// Its ssh.
     pub process: Process,
+    /// The connection that it has; an agent before this one may not have noted it.
+    #[serde(default)]
+    pub way: Option<Way>,
 }
 
 impl Record {
@@ -106,7 +110,7 @@ impl Ssh {
     pub async fn adopt(&self, inherited: Inherited) -> io::Result<Adopted> {
         let Inherited { record, handle } = inherited;
         let dir = self.run.dir(record.landing.tunnel);
-        let master = Master::adopt(record.process.pid, handle, &dir)?;
+        let master = Master::adopt(record.process.pid, handle, &dir, &self.changes)?;
         let adopted = Adopted { record, master, dir };
         let session = Session::resume_mux(adopted.dir.socket().into(), None);
         match tokio::time::timeout(ANSWER_TIMEOUT, session.check()).await {

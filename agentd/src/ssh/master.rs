@@ -1,22 +1,22 @@
 //! One ssh process: started, watched and ended.
 
 use std::fs::{self, OpenOptions};
+use std::future::Future;
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 
-use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::Landing;
+use super::changes::{Changed, Changes};
 use super::fault::{self, Fault};
-use crate::rundir::{LOG, SOCKET, TunnelDir};
+use crate::rundir::{SOCKET, TunnelDir};
 
 /// What a master did.
 pub(super) enum Did {
@@ -31,8 +31,8 @@ pub(super) struct Master {
     /// It, if this agent started it.
     child: Option<Child>,
     pidfd: AsyncFd<OwnedFd>,
-    /// Watches the tunnel's directory for the control socket, and for what is written to the log.
-    changes: AsyncFd<OwnedFd>,
+    /// What happens in the tunnel's directory.
+    changed: Changed,
     /// Whether there is nothing left to kill, or nothing that is to be.
     done: bool,
 }
@@ -46,9 +46,10 @@ impl Master {
         dir: &TunnelDir,
         landing: &Landing,
         connection: TcpStream,
+        changes: &Changes,
     ) -> io::Result<Self> {
         let log = OpenOptions::new().create(true).append(true).open(dir.log())?;
-        let changes = changes(dir.path())?;
+        let changed = changes.watch(dir.path())?;
         let mut child = Command::new(program)
             // The sweep knows an ssh of ours by these first two.
             .arg("-F")
@@ -72,7 +73,7 @@ impl Master {
                 pid,
                 child: Some(child),
                 pidfd,
-                changes,
+                changed,
                 done: false,
             }),
             Err(error) => {
@@ -84,16 +85,16 @@ impl Master {
     }
 
     /// Takes over an ssh that another agent started; one that cannot be watched is ended.
-    pub(super) fn adopt(pid: i32, handle: OwnedFd, dir: &TunnelDir) -> io::Result<Self> {
+    pub(super) fn adopt(pid: i32, handle: OwnedFd, dir: &TunnelDir, changes: &Changes) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-        let changes = changes(dir.path()).inspect_err(|_| {
+        let changed = changes.watch(dir.path()).inspect_err(|_| {
             let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
         })?;
         Ok(Self {
             pid,
             child: None,
             pidfd: watched(handle)?,
-            changes,
+            changed,
             done: false,
         })
     }
@@ -104,39 +105,12 @@ impl Master {
 
     /// Waits until the control socket is there or ssh has ended.
     pub(super) async fn started(&mut self) -> io::Result<Did> {
-        self.changed(SOCKET).await
+        did(self.changed.socket(), &self.pidfd).await
     }
 
     /// Waits until ssh writes to its log or has ended.
     pub(super) async fn wrote(&mut self) -> io::Result<Did> {
-        self.changed(LOG).await
-    }
-
-    /// Waits until a file of the tunnel's directory appears or is written to, or ssh has ended.
-    async fn changed(&mut self, name: &str) -> io::Result<Did> {
-        loop {
-            let mut ready = tokio::select! {
-                ready = self.changes.readable() => ready?,
-                ended = self.pidfd.readable() => {
-                    ended?.retain_ready();
-                    return Ok(Did::Ended);
-                }
-            };
-            let mut buffer = [MaybeUninit::uninit(); 1024];
-            let mut events = inotify::Reader::new(self.changes.get_ref(), &mut buffer);
-            let mut seen = false;
-            loop {
-                match events.next() {
-                    Ok(event) => seen |= event.file_name().is_some_and(|file| file.to_bytes() == name.as_bytes()),
-                    Err(rustix::io::Errno::AGAIN) => break,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            ready.clear_ready();
-            if seen {
-                return Ok(Did::It);
-            }
-        }
+        did(self.changed.written(), &self.pidfd).await
     }
 
     /// Waits until ssh has ended.
@@ -188,14 +162,19 @@ impl Drop for Master {
     deprecated,
     reason = "the successor is an unsafe fn, for types whose descriptor may change; an OwnedFd keeps its own"
 )]
-fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
-fn changes(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&inotify, dir, inotify::WatchFlags::CREATE | inotify::WatchFlags::MODIFY)?;
-    watched(inotify)
+/// Waits for something, or for the end of a process.
+async fn did(it: impl Future<Output = io::Result<()>>, pidfd: &AsyncFd<OwnedFd>) -> io::Result<Did> {
+    tokio::select! {
+        done = it => done.map(|()| Did::It),
+        ended = pidfd.readable() => {
+            ended?.retain_ready();
+            Ok(Did::Ended)
+        }
+    }
 }
 
 /// Why an ssh failed: by what it said, else by how it ended; `None` when neither tells.

@@ -7,6 +7,7 @@
 //! daemonise, and so loses its pid. As a child it can be watched by a pidfd from the
 //! first moment. All else goes through [`openssh::Session`] (native-mux).
 
+mod changes;
 pub mod config;
 pub mod fault;
 pub mod inherit;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use openssh::{ForwardType, Session, Socket, Stdio};
+use rssh_mqtt::Way;
 use rssh_proto::claim::{self, ClaimReply, Claimed};
 use rssh_proto::{Failure, FailureKind, HostPort, Target, TunnelId};
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::dial::dial;
 use crate::process::Process;
 use crate::rundir::{RunDir, TunnelDir};
+use changes::Changes;
 use fault::Fault;
 use log::Log;
 use master::{Did, Master};
@@ -126,6 +129,8 @@ pub enum Ended {
 /// What an ssh tells while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
+    /// It has a connection to the load balancer, and starts.
+    Connected(Way),
     /// It has claimed a port and forwards it.
     Landed { claimed: Claimed, process: Process },
     /// A connection through the forward did not reach the target.
@@ -138,6 +143,7 @@ pub struct Ssh {
     program: PathBuf,
     config: PathBuf,
     run: RunDir,
+    changes: Changes,
 }
 
 impl Ssh {
@@ -147,12 +153,18 @@ impl Ssh {
             program: program.to_owned(),
             config: run.ssh_config(),
             run,
+            changes: Changes::default(),
         }
     }
 
     /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
     /// returns, unless `stop` says so, nor when it is dropped.
-    pub async fn carry(&self, landing: &Landing, stop: impl Future<Output = Stop>, tell: impl FnMut(News)) -> Ended {
+    pub async fn carry(
+        &self,
+        landing: &Landing,
+        stop: impl Future<Output = Stop>,
+        mut tell: impl FnMut(News),
+    ) -> Ended {
         tokio::pin!(stop);
         let dialed = tokio::select! {
             biased;
@@ -163,6 +175,10 @@ impl Ssh {
             Ok(connection) => connection,
             Err(error) => return Ended::Failed(Fault::passing(error.to_string())),
         };
+        if let (Ok(local), Ok(peer)) = (connection.local_addr(), connection.peer_addr()) {
+            let local = local.ip();
+            tell(News::Connected(Way { local, peer }));
+        }
         let dir = match self.run.prepare(landing.tunnel) {
             Ok(dir) => dir,
             Err(error) => {
@@ -171,11 +187,12 @@ impl Ssh {
                 )));
             }
         };
-        let mut master = match Master::spawn(&self.program, &self.config, &dir, landing, connection) {
+        let spawned = Master::spawn(&self.program, &self.config, &dir, landing, connection, &self.changes);
+        let mut master = match spawned {
             Ok(master) => master,
             Err(error) => {
                 return Ended::Failed(Fault::passing(format!(
-                    "cannot start {}: {error}; see the device's limits",
+                    "cannot start {}: {error}; see the device's limits and fs.inotify.max_user_instances",
                     self.program.display()
                 )));
             }
@@ -221,7 +238,7 @@ async fn conduct(master: &mut Master, dir: &TunnelDir, landing: &Landing, mut te
         Ok(Did::Ended) => return lost(),
         Err(error) => {
             return Ended::Failed(Fault::passing(format!(
-                "cannot watch for ssh's control socket: {error}; raise fs.inotify.max_user_instances"
+                "cannot watch for ssh's control socket: {error}"
             )));
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use rssh_mqtt::{Event, Identity, IdentityFiles, Publish, Session, Settings};
+use rssh_mqtt::{Dial, Event, Identity, IdentityFiles, Publish, Session, Settings};
 use rssh_proto::DeviceId;
 use rssh_proto::payload::{self, CloseOrder, DeviceEvent, DeviceStatus, OpenOrder};
 use rssh_proto::topic::Topic;
@@ -131,6 +131,7 @@ impl Server {
             subscriptions: vec!["rssh/v1/device/+/status".into(), "rssh/v1/device/+/event".into()],
             will: None,
             reconnect: (Duration::from_millis(50), Duration::from_millis(100)),
+            dial: Dial::default(),
         });
         let driver = tokio::spawn(driver);
         let up = tokio::time::timeout(PATIENCE, said.recv()).await;

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rssh_agentd::config::{Kex, Ssh as SshConfig};
+use rssh_proto::duration::Span;
 
 /// How long a test waits for a condition before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
@@ -158,6 +159,7 @@ printf '{{"claimed":{{"server":"s1","bind":"127.0.0.1","port":{granted},"epoch":
             host_key_alias: "rssh-sshd".parse().expect("a label"),
             kex: Kex::Fast,
             program: "/usr/bin/ssh".into(),
+            keep_alive: Span::seconds(5),
         }
     }
 

@@ -46,11 +46,18 @@ fn landing(port: u16, to: u16) -> Landing {
 async fn ends(device: &Device, landing: &Landing) -> Ended {
     device
         .ssh
-        .carry(landing, std::future::pending(), |news| panic!("{news:?}"))
+        .carry(landing, std::future::pending(), |news| {
+            assert!(matches!(news, News::Connected(_)), "{news:?}");
+        })
         .await
 }
 
 async fn landed(news: &mut mpsc::UnboundedReceiver<News>) -> Claimed {
+    let way = match news.recv().await {
+        Some(News::Connected(way)) => way,
+        other => panic!("{other:?}"),
+    };
+    assert!(way.local.is_loopback(), "{way:?}");
     match news.recv().await {
         Some(News::Landed { claimed, .. }) => claimed,
         other => panic!("{other:?}"),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rssh_mqtt::{Event, IdentityFiles, Publish, Session, Settings};
+use rssh_mqtt::{Dial, Event, IdentityFiles, Publish, Session, Settings};
 use rssh_proto::id::Epoch;
 use rssh_proto::payload::{self, OpenRequest, Operation, Rank, Reply, ReplyBody, Request, TunnelInfo, TunnelState, V1};
 use rssh_proto::topic::{Topic, filter};
@@ -38,6 +38,7 @@ impl Server {
             subscriptions: vec![filter::REQUESTS.into()],
             will: None,
             reconnect: (Duration::from_millis(10), Duration::from_millis(100)),
+            dial: Dial::default(),
         };
         let seen = requests.clone();
         let thread = thread::spawn(move || {

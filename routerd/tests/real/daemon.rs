@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use redis::Commands as _;
-use rssh_mqtt::{Event, Identity, IdentityFiles, Publish, Session, Settings};
+use rssh_mqtt::{Dial, Event, Identity, IdentityFiles, Publish, Session, Settings};
 use rssh_proto::payload::{self, Presence, RouterStatus, ServerState, ServerStatus, V1};
 use rssh_proto::registration::{REDIS_CHANNEL, Registration, SignedRegistration, redis_key};
 use rssh_proto::topic::Topic;
@@ -195,6 +195,7 @@ impl Broker {
             subscriptions: vec!["rssh/v1/router/lb1/status".into()],
             will: None,
             reconnect: (Duration::from_millis(10), Duration::from_millis(100)),
+            dial: Dial::default(),
         });
         tokio::spawn(driver);
         let heard = Arc::new(Mutex::new(None));
