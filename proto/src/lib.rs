@@ -14,9 +14,11 @@ pub mod tag;
 pub mod target;
 pub mod text;
 pub mod topic;
+pub mod url;
 
 pub use failure::{Failure, FailureKind};
 pub use id::{DeviceId, Epoch, Generation, InstanceId, RouterId, ServerId, SessionId, TunnelId, UserId};
 pub use name::{NameKey, NameMaster, SignedName};
 pub use tag::{Tag, Tags};
 pub use target::{HostPort, Target};
+pub use url::HttpsUrl;

@@ -30,6 +30,9 @@ pub struct Registration {
     pub ssh: Vec<SocketAddr>,
     /// Where it answers `GET /healthz`.
     pub health: SocketAddr,
+    /// Where it answers HTTPS; absent when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https: Option<SocketAddr>,
     pub state: ServerState,
     /// How many tunnels it can hold, and holds.
     pub capacity: u32,

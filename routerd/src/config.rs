@@ -148,6 +148,9 @@ pub struct HaproxyConfig {
     pub users: Vec<SocketAddr>,
     #[serde(default)]
     pub bearer: Vec<SocketAddr>,
+    /// Where HTTPS is passed through to the servers.
+    #[serde(default)]
+    pub https: Vec<SocketAddr>,
     #[serde(default = "stdout")]
     pub log: LogTarget,
     #[serde(default)]
@@ -190,10 +193,12 @@ pub struct Limits {
     pub devices: u32,
     pub users: u32,
     pub bearer: u32,
+    pub https: u32,
     /// New connections per second, by door.
     pub devices_rate: u32,
     pub users_rate: u32,
     pub bearer_rate: u32,
+    pub https_rate: u32,
     /// How often a server's health is asked for.
     pub check_interval: Span,
     /// How long a connection may be silent.
@@ -208,9 +213,11 @@ impl Default for Limits {
             devices: 50_000,
             users: 20_000,
             bearer: 2000,
+            https: 2000,
             devices_rate: 500,
             users_rate: 1000,
             bearer_rate: 100,
+            https_rate: 200,
             check_interval: Span::seconds(1),
             silence: Span::seconds(86_400),
             hard_stop: Span::seconds(86_400),
@@ -318,9 +325,11 @@ impl Config {
             ("haproxy.limits.devices", limits.devices),
             ("haproxy.limits.users", limits.users),
             ("haproxy.limits.bearer", limits.bearer),
+            ("haproxy.limits.https", limits.https),
             ("haproxy.limits.devices-rate", limits.devices_rate),
             ("haproxy.limits.users-rate", limits.users_rate),
             ("haproxy.limits.bearer-rate", limits.bearer_rate),
+            ("haproxy.limits.https-rate", limits.https_rate),
         ];
         for (key, count) in counts {
             if !(1..=2_000_000).contains(&count) {

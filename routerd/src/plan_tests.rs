@@ -20,7 +20,7 @@ fn desired() -> impl Strategy<Value = Desired> {
     let pool = pool.prop_map(|(names, servers)| {
         let name = |(n, index)| PoolName {
             server: format!("s{n}").parse().unwrap(),
-            index,
+            index: Some(index),
         };
         names.into_iter().map(name).zip(servers).collect()
     });
@@ -123,7 +123,7 @@ fn rows_that_came_twice_are_replaced_as_a_whole() {
 fn a_server_that_still_carries_connections_is_asked_for_again_only_after_haproxy_is_read_anew() {
     let name = PoolName {
         server: "s1".parse().unwrap(),
-        index: 0,
+        index: Some(0),
     };
     let address = "10.0.0.1:22".parse().unwrap();
     let server = PoolServer {
@@ -157,7 +157,7 @@ fn only_a_small_change_of_weight_can_wait() {
     let weigh = |from: u16, to: u16| {
         let name = PoolName {
             server: "s1".parse().unwrap(),
-            index: 0,
+            index: Some(0),
         };
         let address = "10.0.0.1:22".parse().unwrap();
         let known = ActualServer {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use crate::config::{HaproxyConfig, Limits, PlainPath};
-use crate::route::{Desired, Map, PoolName, PoolServer, Rows};
+use crate::route::{Desired, Map, Pool, PoolName, PoolServer, Rows};
 
 /// The template; it can be read on its own.
 pub const TEMPLATE: &str = include_str!("../../haproxy/haproxy.cfg.tmpl");
@@ -70,16 +70,21 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
     } else {
         binds(&haproxy.bearer, &tls)
     };
-    let servers: String = desired
-        .pool
-        .iter()
-        .map(|(name, server)| pool_line(name, server, limits))
-        .collect();
+    let servers = |pool: Pool| -> String {
+        let members = desired.pool.iter().filter(|(name, _)| name.pool() == pool);
+        members.map(|(name, server)| pool_line(name, server, limits)).collect()
+    };
+    let https = if haproxy.https.is_empty() {
+        format!("    bind unix@{} mode 600\n", haproxy.dir.join("https.sock"))
+    } else {
+        binds(&haproxy.https, "")
+    };
     let lines = |text: String| text.trim_end_matches('\n').to_owned();
     let count = |count: u32| count.to_string();
     let milliseconds = |span: rssh_proto::duration::Span| format!("{}ms", span.duration().as_millis());
     // The admin socket, health checks and the log need some too.
-    let total = u64::from(limits.devices) + u64::from(limits.users) + u64::from(limits.bearer) + 1000;
+    let total =
+        u64::from(limits.devices) + u64::from(limits.users) + u64::from(limits.bearer) + u64::from(limits.https) + 1000;
     let values = [
         ("domain", haproxy.domain.to_string()),
         ("domain-pattern", haproxy.domain.to_string().replace('.', "\\.")),
@@ -94,7 +99,11 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
         ("devices-binds", lines(binds(&haproxy.devices, ""))),
         ("devices-max", count(limits.devices)),
         ("devices-rate", count(limits.devices_rate)),
-        ("servers", lines(servers)),
+        ("servers", lines(servers(Pool::Sshd))),
+        ("https-binds", lines(https)),
+        ("https-max", count(limits.https)),
+        ("https-rate", count(limits.https_rate)),
+        ("https-servers", lines(servers(Pool::Https))),
         ("users-binds", lines(binds(&haproxy.users, &users_tls))),
         ("users-max", count(limits.users)),
         ("users-rate", count(limits.users_rate)),

@@ -22,16 +22,60 @@ use rssh_proto::{Generation, ServerId, UserId};
 
 use crate::verify::Verified;
 
-/// One ssh address of a server, as a server of HAProxy's pool: `<id>_<n>`.
+/// HAProxy's pools of servers, by their names in its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pool {
+    /// Where devices land.
+    Sshd,
+    /// Where HTTPS is answered.
+    Https,
+}
+
+impl Pool {
+    pub const ALL: [Self; 2] = [Self::Sshd, Self::Https];
+
+    /// The pool's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sshd => "sshd",
+            Self::Https => "https",
+        }
+    }
+
+    /// The pool that a server with this name is of.
+    pub fn of(server: &str) -> Self {
+        if server.ends_with("_https") {
+            Self::Https
+        } else {
+            Self::Sshd
+        }
+    }
+}
+
+/// One address of a server, as a server of one of HAProxy's pools: `<id>_<n>` its n-th for ssh, `<id>_https` the other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PoolName {
     pub server: ServerId,
-    pub index: usize,
+    /// Which address for ssh; nothing for HTTPS.
+    pub index: Option<usize>,
+}
+
+impl PoolName {
+    /// The pool that it is of.
+    pub const fn pool(&self) -> Pool {
+        match self.index {
+            Some(_) => Pool::Sshd,
+            None => Pool::Https,
+        }
+    }
 }
 
 impl fmt::Display for PoolName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_{}", self.server, self.index)
+        match self.index {
+            Some(index) => write!(f, "{}_{index}", self.server),
+            None => write!(f, "{}_https", self.server),
+        }
     }
 }
 
@@ -402,12 +446,26 @@ impl Routes {
             for (index, ssh) in registration.ssh.iter().enumerate() {
                 let name = PoolName {
                     server: server.clone(),
-                    index,
+                    index: Some(index),
                 };
                 let pool_server = PoolServer {
                     address: canonical(*ssh),
                     health: canonical(registration.health),
                     weight,
+                    enabled: state != ServerState::Offline,
+                };
+                desired.pool.insert(name, pool_server);
+            }
+            // A full or draining server still answers HTTPS: its own port is what is checked.
+            if let Some(https) = registration.https {
+                let name = PoolName {
+                    server: server.clone(),
+                    index: None,
+                };
+                let pool_server = PoolServer {
+                    address: canonical(https),
+                    health: canonical(https),
+                    weight: HTTPS_WEIGHT,
                     enabled: state != ServerState::Offline,
                 };
                 desired.pool.insert(name, pool_server);
@@ -431,6 +489,8 @@ fn without_load(registration: &Registration) -> Registration {
     }
 }
 
+/// Every server answers as much HTTPS as every other.
+const HTTPS_WEIGHT: u16 = 100;
 /// HAProxy's largest weight.
 pub const MAX_WEIGHT: u16 = 256;
 /// Weights move in steps, so that a tunnel more or less changes nothing in HAProxy.

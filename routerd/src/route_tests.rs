@@ -19,6 +19,7 @@ fn registration(server: &str, generation: u64, counter: u64) -> Registration {
             SocketAddr::from(([10, 0, 0, n], 2202)),
         ],
         health: SocketAddr::from(([10, 0, 0, n], 8022)),
+        https: None,
         state: ServerState::Serving,
         capacity: 1000,
         tunnels: 0,
@@ -69,7 +70,7 @@ fn landing(routes: &Routes, server: &str) -> (bool, bool) {
     let desired = routes.desired(&local());
     let name = PoolName {
         server: id(server),
-        index: 0,
+        index: Some(0),
     };
     (desired.pool[&name].weight > 0, desired.pool[&name].enabled)
 }
@@ -89,6 +90,30 @@ fn a_server_with_several_ssh_addresses_becomes_several_servers_of_the_pool() {
     assert_eq!(names, ["s1_0", "s1_1"]);
     assert_eq!(desired.maps[&Map::Addresses]["s1"], "10.0.0.1");
     assert!(desired.maps[&Map::KeysPrevious].is_empty());
+}
+
+#[test]
+fn a_server_that_takes_no_landings_still_answers_https_until_it_is_offline() {
+    let enabled = |state| {
+        let mut routes = Routes::default();
+        let registration = Registration {
+            https: Some(SocketAddr::from(([10, 0, 0, 1], 8443))),
+            state,
+            ..registration("s1", 5, 1)
+        };
+        routes.handle_registration(verified(registration), Source::Redis);
+        let desired = routes.desired(&local());
+        let (name, server) = desired
+            .pool
+            .iter()
+            .find(|(name, _)| name.pool() == Pool::Https)
+            .unwrap();
+        assert_eq!(name.to_string(), "s1_https");
+        assert_eq!(Pool::of(&name.to_string()), Pool::Https);
+        (server.enabled, server.weight > 0)
+    };
+    assert_eq!(enabled(ServerState::Draining), (true, true));
+    assert_eq!(enabled(ServerState::Offline), (false, true));
 }
 
 #[test]

@@ -16,10 +16,8 @@ use tokio::time::timeout;
 use crate::config::{HaproxyConfig, Limits};
 use crate::plan::{Actual, ActualRows, ActualServer, Command};
 use crate::render::{map_path, server_settings};
-use crate::route::{Map, Rows};
+use crate::route::{Map, Pool, Rows};
 
-/// The pool's name in the configuration.
-const POOL: &str = "sshd";
 /// How long HAProxy may take for one command.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The largest answer that is read: the maps of some hundred thousand servers.
@@ -78,11 +76,11 @@ impl Runtime {
     /// # Errors
     /// When HAProxy is away, or says something unknown.
     pub async fn actual(&self) -> Result<Actual, RuntimeError> {
-        let answer = self.ask(&format!("show servers state {POOL}")).await?;
-        let mut actual = Actual {
-            pool: read_pool(&answer)?,
-            ..Actual::default()
-        };
+        let mut actual = Actual::default();
+        for pool in Pool::ALL {
+            let answer = self.ask(&format!("show servers state {}", pool.name())).await?;
+            actual.pool.extend(read_pool(&answer)?);
+        }
         for map in Map::ALL {
             let path = map_path(&self.haproxy, map);
             let answer = self.ask(&format!("show map {}", argument(&path.to_string())?)).await?;
@@ -121,7 +119,10 @@ impl Runtime {
 
     fn line(&self, command: &Command) -> Result<String, RuntimeError> {
         let path = |map: &Map| argument(&map_path(&self.haproxy, *map).to_string()).map(str::to_owned);
-        let name = |name: &dyn ToString| Ok::<_, RuntimeError>(format!("{POOL}/{}", argument(&name.to_string())?));
+        let name = |name: &dyn ToString| {
+            let name = name.to_string();
+            Ok::<_, RuntimeError>(format!("{}/{}", Pool::of(&name).name(), argument(&name)?))
+        };
         Ok(match command {
             // Asked for by replace().
             Command::MapReplace(map, _) => format!("prepare map {}", path(map)?),

@@ -149,7 +149,11 @@ fn common_name(certificate: &[u8]) -> Result<String, VerifyError> {
 
 /// Refuses what HAProxy would understand as another place than a server: `0.0.0.0` means "the client's destination".
 fn check_addresses(registration: &Registration) -> Result<(), VerifyError> {
-    let ssh = registration.ssh.iter().chain([&registration.health]);
+    let ssh = registration
+        .ssh
+        .iter()
+        .chain([&registration.health])
+        .chain(&registration.https);
     let ips = ssh.clone().map(|address| address.ip()).chain([registration.address]);
     if registration.ssh.is_empty() || registration.ssh.len() > MAX_SSH {
         return Err(VerifyError::Address(format!(

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::token::Scope;
 use clap::{Args, Parser, Subcommand};
 use rssh_proto::duration::Span;
 use rssh_proto::{DeviceId, RouterId, ServerId, Target, UserId};
@@ -63,6 +64,9 @@ pub enum Command {
     /// What users may open
     #[command(subcommand)]
     Grant(Grant),
+    /// Bearer tokens for the HTTP API
+    #[command(subcommand)]
+    Token(Token),
 }
 
 /// A command that works on an installation.
@@ -202,6 +206,45 @@ pub enum Grant {
         /// A target, such as 22 or plc-1; may be given several times, and means every target when absent
         #[arg(long, value_name = "TARGET")]
         target: Vec<Target>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a token that acts for a user, and print it: this once
+    Add {
+        #[command(flatten)]
+        at: WithConfig,
+        /// Whom it acts for
+        #[arg(long, value_name = "NAME")]
+        user: UserId,
+        /// What it may do: read, open; may be given several times
+        #[arg(long, value_name = "SCOPE", required = true, value_delimiter = ',')]
+        scope: Vec<Scope>,
+        /// How long it lives
+        #[arg(long, value_name = "TIME", default_value = "90d")]
+        expires: Span,
+        /// What it is for, in your words
+        #[arg(long, value_name = "TEXT")]
+        note: Option<String>,
+    },
+    /// Show the tokens that there are, without the tokens themselves
+    List {
+        #[command(flatten)]
+        at: WithConfig,
+        /// Of this user only
+        #[arg(long, value_name = "NAME")]
+        user: Option<UserId>,
+        /// Print one JSON object for each
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a token back, at once
+    Revoke {
+        /// Its id, as the list shows it
+        id: String,
+        #[command(flatten)]
+        at: WithConfig,
     },
 }
 

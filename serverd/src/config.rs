@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rssh_mqtt::IdentityFiles;
-use rssh_proto::HostPort;
 use rssh_proto::duration::Span;
 use rssh_proto::name::ProxyDomain;
 use rssh_proto::text::quoted;
+use rssh_proto::{HostPort, HttpsUrl};
 use serde::Deserialize;
 
 /// Why a configuration cannot be used.
@@ -38,6 +38,7 @@ pub struct Config {
     pub mqtt: Mqtt,
     pub sshd: Sshd,
     pub http: Http,
+    pub https: Option<Https>,
     #[serde(default)]
     pub tunnels: Tunnels,
     pub admin: Option<Admin>,
@@ -136,6 +137,16 @@ fn default_max_startups() -> u16 {
 pub struct Http {
     /// Where `GET /healthz` is answered, for the load balancers.
     pub listen: SocketAddr,
+}
+
+/// Enrolment, renewal and whatever else users and devices ask for over HTTPS.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Https {
+    /// Where this server answers.
+    pub listen: SocketAddr,
+    /// Where everyone reaches the servers, by way of the load balancers; their certificates name this host.
+    pub url: HttpsUrl,
 }
 
 /// Limits of tunnels.
@@ -284,6 +295,20 @@ impl Config {
                 .clone()
                 .unwrap_or_else(|| self.state_dir.join("server.key")),
         }
+    }
+
+    /// The TLS identity with which this server answers HTTPS.
+    pub fn https_identity(&self) -> IdentityFiles {
+        IdentityFiles {
+            ca: self.mqtt.ca.clone(),
+            cert: self.state_dir.join("https.pem"),
+            key: self.state_dir.join("https.key"),
+        }
+    }
+
+    /// Where the public halves of the authorities lie.
+    pub fn trust(&self) -> PathBuf {
+        self.state_dir.join("trust")
     }
 
     /// Where the sockets for sshd's helpers lie.

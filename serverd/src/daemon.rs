@@ -21,7 +21,7 @@ use crate::registry::{self, Signer};
 use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
-use crate::{capacity, control, devices, failover, http, landing, peers, requests, sessions, sshd};
+use crate::{capacity, control, devices, failover, http, landing, peers, requests, sessions, sshd, web};
 
 /// How many messages are worked on at once; more wait at the broker.
 const AT_ONCE: usize = 256;
@@ -88,6 +88,7 @@ pub async fn run(config: Config) -> Result<()> {
     let health = http::listen(&server)
         .await
         .with_context(|| format!("cannot listen on {}", server.config.http.listen))?;
+    let door = web::open(&server).await?;
     let orders = control::listen(&server).context("cannot open the control socket")?;
     server.open_for_landings.store(true, Ordering::Relaxed);
 
@@ -102,6 +103,7 @@ pub async fn run(config: Config) -> Result<()> {
         watching,
     ];
     let mut serving = tokio::spawn(http::serve(server.clone(), health));
+    let https = door.map(|door| tokio::spawn(web::serve(server.clone(), door)));
     let mut controlled = tokio::spawn(control::serve(server.clone(), orders));
     let mut registered = tokio::spawn(registry::run(server.clone(), signer));
     tracing::info!(server = %server.id, generation = %server.generation, "serving");
@@ -129,7 +131,7 @@ pub async fn run(config: Config) -> Result<()> {
     controlled.abort();
     registry::leave(&server).await;
     server.session.goodbye();
-    for task in tasks {
+    for task in tasks.into_iter().chain(https) {
         task.abort();
     }
     outcome

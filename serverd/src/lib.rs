@@ -30,7 +30,9 @@ pub mod ssh_keygen;
 pub mod sshd;
 pub mod store;
 pub mod suspicion;
+pub mod token;
 pub mod watcher;
+pub mod web;
 
 /// Sends log lines to stderr, filtered by `RSSH_LOG` (`info` when unset).
 pub fn log() {

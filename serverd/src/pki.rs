@@ -33,14 +33,10 @@ pub enum PkiError {
     Exists(PathBuf),
     #[error("cannot make the directory {path}: {source}")]
     Directory { path: PathBuf, source: std::io::Error },
-    #[error("not a certificate request: {path}: {source}")]
-    Request { path: PathBuf, source: rcgen::Error },
-    #[error("the request {path} is for {found}, not for {wanted}")]
-    OtherName {
-        path: PathBuf,
-        found: String,
-        wanted: String,
-    },
+    #[error("not a certificate request: {0}")]
+    Request(rcgen::Error),
+    #[error("the certificate request is for {found}, not for {wanted}")]
+    OtherName { found: String, wanted: String },
     #[error("certificate: {0}")]
     Certificate(#[from] rcgen::Error),
     #[error(transparent)]
@@ -58,7 +54,7 @@ pub enum Domain {
 }
 
 impl Domain {
-    const ALL: [Self; 3] = [Self::Servers, Self::Devices, Self::Users];
+    pub const ALL: [Self; 3] = [Self::Servers, Self::Devices, Self::Users];
 
     const fn name(self) -> &'static str {
         match self {
@@ -75,6 +71,55 @@ pub struct Issued {
     /// The serial number in hexadecimal.
     pub serial: String,
     pub not_after: UnixTime,
+}
+
+/// A request for a certificate, signed with the key that it is for.
+pub struct CertificateRequest(CertificateSigningRequestParams);
+
+impl CertificateRequest {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds none.
+    pub fn read(path: &Path) -> Result<Self, PkiError> {
+        let pem = std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_pem(&pem)
+    }
+
+    /// Takes a request in PEM form.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn from_pem(pem: &str) -> Result<Self, PkiError> {
+        CertificateSigningRequestParams::from_pem(pem)
+            .map(Self)
+            .map_err(PkiError::Request)
+    }
+
+    /// The public key that it is for.
+    pub fn key(&self) -> &[u8] {
+        use rcgen::PublicKeyData as _;
+        self.0.public_key.der_bytes()
+    }
+
+    fn check(&self, id: &str) -> Result<(), PkiError> {
+        let found = match self.0.params.distinguished_name.get(&DnType::CommonName) {
+            Some(rcgen::DnValue::Utf8String(cn)) => cn.clone(),
+            Some(rcgen::DnValue::PrintableString(cn)) => cn.as_str().to_owned(),
+            _ => String::new(),
+        };
+        if found == id {
+            Ok(())
+        } else {
+            Err(PkiError::OtherName {
+                found: quoted(&found, 70),
+                wanted: quoted(id, 70),
+            })
+        }
+    }
 }
 
 /// The directory of the authorities.
@@ -123,7 +168,7 @@ impl Pki {
         )?;
         let request = self.dir.join("admin.csr");
         identity::request_certificate(ADMIN, &self.dir.join("admin.key"), &request)?;
-        let admin = self.issue(Domain::Servers, ADMIN, &request)?;
+        let admin = self.issue(Domain::Servers, ADMIN, &CertificateRequest::read(&request)?)?;
         let _ = std::fs::remove_file(&request);
         identity::write_public(&self.dir.join("admin.pem"), admin.pem.as_bytes())?;
         Ok(())
@@ -133,33 +178,55 @@ impl Pki {
     ///
     /// # Errors
     /// When the request is not one, is for another name, or the authority's key cannot be read.
-    pub fn issue(&self, domain: Domain, id: &str, request: &Path) -> Result<Issued, PkiError> {
-        let pem = std::fs::read_to_string(request).map_err(|source| IdentityError::Read {
-            path: request.to_owned(),
-            source,
-        })?;
-        let parsed = CertificateSigningRequestParams::from_pem(&pem).map_err(|source| PkiError::Request {
-            path: request.to_owned(),
-            source,
-        })?;
-        let found = match parsed.params.distinguished_name.get(&DnType::CommonName) {
-            Some(rcgen::DnValue::Utf8String(cn)) => cn.clone(),
-            Some(rcgen::DnValue::PrintableString(cn)) => cn.as_str().to_owned(),
-            _ => String::new(),
-        };
-        if found != id {
-            return Err(PkiError::OtherName {
-                path: request.to_owned(),
-                found: quoted(&found, 70),
-                wanted: quoted(id, 70),
-            });
-        }
+    pub fn issue(&self, domain: Domain, id: &str, request: &CertificateRequest) -> Result<Issued, PkiError> {
+        request.check(id)?;
         let mut params = named(id, LEAF_DAYS);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(domain, params, |params, issuer| {
-            params.signed_by(&parsed.public_key, issuer)
+            params.signed_by(&request.0.public_key, issuer)
         })
+    }
+
+    /// Signs a server's request for the certificate that it answers HTTPS with; the authority's own certificate
+    /// follows it, for clients that know no more than its fingerprint.
+    ///
+    /// # Errors
+    /// When the request is for another name, or the host is none.
+    pub fn issue_https(&self, id: &str, host: &str, request: &CertificateRequest) -> Result<Issued, PkiError> {
+        request.check(id)?;
+        let mut params = named(id, LEAF_DAYS);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.subject_alt_names = vec![match host.parse() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(host.try_into()?),
+        }];
+        let mut issued = self.sign(Domain::Servers, params, |params, issuer| {
+            params.signed_by(&request.0.public_key, issuer)
+        })?;
+        issued.pem.push_str(&self.read_ca(Domain::Servers)?);
+        Ok(issued)
+    }
+
+    fn read_ca(&self, domain: Domain) -> Result<String, PkiError> {
+        let path = self.ca_cert(domain);
+        Ok(std::fs::read_to_string(&path).map_err(|source| IdentityError::Read { path, source })?)
+    }
+
+    /// Copies the public halves of the authorities to where a server reads them.
+    ///
+    /// # Errors
+    /// When one cannot be read or written.
+    pub fn publish(&self, to: &Path) -> Result<(), PkiError> {
+        std::fs::create_dir_all(to).map_err(|source| PkiError::Directory {
+            path: to.to_owned(),
+            source,
+        })?;
+        for domain in Domain::ALL {
+            identity::write_public(&ca_file(to, domain), self.read_ca(domain)?.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Makes a key and a certificate for a TLS server: the broker, or HAProxy.
@@ -192,11 +259,7 @@ impl Pki {
     ) -> Result<Issued, PkiError> {
         let key = identity::read_secret(&self.ca_key(domain))?;
         let key = KeyPair::from_pem(&String::from_utf8_lossy(&key))?;
-        let ca = std::fs::read_to_string(self.ca_cert(domain)).map_err(|source| IdentityError::Read {
-            path: self.ca_cert(domain),
-            source,
-        })?;
-        let issuer = Issuer::from_ca_cert_pem(&ca, key)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.read_ca(domain)?, key)?;
         let serial = params
             .serial_number
             .as_ref()
@@ -229,7 +292,7 @@ impl Pki {
 
     /// The certificate of an authority.
     pub fn ca_cert(&self, domain: Domain) -> PathBuf {
-        self.dir.join(format!("{}-ca.pem", domain.name()))
+        ca_file(&self.dir, domain)
     }
 
     /// The certificates of all authorities: whose clients the broker lets in.
@@ -249,6 +312,11 @@ impl Pki {
     fn ca_key(&self, domain: Domain) -> PathBuf {
         self.dir.join(format!("{}-ca.key", domain.name()))
     }
+}
+
+/// The certificate of an authority, in a directory of authorities or of their public halves.
+pub fn ca_file(dir: &Path, domain: Domain) -> PathBuf {
+    dir.join(format!("{}-ca.pem", domain.name()))
 }
 
 /// The CN of the broker's administrator. As an id it is reserved.

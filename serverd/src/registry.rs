@@ -115,6 +115,7 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
             address: server.config.sshd.address,
             ssh: server.config.sshd.listen.clone(),
             health: server.config.http.listen,
+            https: server.config.https.as_ref().map(|https| https.listen),
             state,
             capacity: capacity.tunnels,
             tunnels: u32::try_from(counts.held).unwrap_or(u32::MAX),

@@ -31,12 +31,16 @@ pub const LB_DEVICES: u16 = 2222;
 pub const LB_USERS: u16 = 443;
 /// Where bearers of a shared name connect with TLS.
 pub const LB_BEARER: u16 = 8444;
+/// Where HTTPS is answered: enrolment, renewal, the API.
+pub const LB_HTTPS: u16 = 8445;
 /// Where the broker listens.
 pub const BROKER_PORT: u16 = 8883;
 /// The domain of signed names.
 pub const DOMAIN: &str = "proxy.test";
 /// Where each server answers health checks.
 pub const HEALTH_PORT: u16 = 8022;
+/// Where each server answers HTTPS.
+pub const HTTPS_PORT: u16 = 8443;
 /// Where each server's sshd listens: more than one, since one pair of addresses carries only so many connections.
 pub const SSHD_PORTS: [u16; 2] = [2201, 2202];
 /// The account that tunnels log in as.

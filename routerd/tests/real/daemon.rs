@@ -109,6 +109,7 @@ impl Stack {
             address: ip,
             ssh: vec![greeter(free(ip), id).await],
             health: health(free(ip)).await,
+            https: None,
             state: ServerState::Serving,
             capacity: 1000,
             tunnels: 0,

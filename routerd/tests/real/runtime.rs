@@ -31,7 +31,7 @@ fn state(front: &Front, servers: &[(&str, SocketAddr, SocketAddr, u16)]) -> Desi
             weight: *weight,
             enabled: true,
         };
-        desired.pool.insert(PoolName { server, index: 0 }, wanted);
+        desired.pool.insert(PoolName { server, index: Some(0) }, wanted);
     }
     desired
 }
@@ -209,7 +209,7 @@ async fn haproxys_refusals_are_errors_with_their_reason() {
     front.start().await;
     let name = PoolName {
         server: "s1".parse().unwrap(),
-        index: 0,
+        index: Some(0),
     };
     for command in [
         Command::ServerWeight(name.clone(), 1),

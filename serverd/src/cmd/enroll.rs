@@ -11,7 +11,7 @@ use rssh_proto::{DeviceId, RouterId, UserId};
 use super::Office;
 use crate::args::Request;
 use crate::broker::Client;
-use crate::pki::Domain;
+use crate::pki::{CertificateRequest, Domain};
 use crate::ssh_keygen;
 use crate::store::Kind;
 
@@ -35,7 +35,7 @@ pub(super) async fn user(office: &Office, name: UserId, request: &Request) -> Re
 }
 
 pub(super) async fn issue(office: &Office, domain: Domain, id: &str, request: &Request) -> Result<()> {
-    let issued = office.pki.issue(domain, id, &request.csr)?;
+    let issued = office.pki.issue(domain, id, &CertificateRequest::read(&request.csr)?)?;
     office.store.add_certificate(id, &issued).await?;
     Ok(identity::write_public(&request.cert_out, issued.pem.as_bytes())?)
 }

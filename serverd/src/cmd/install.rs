@@ -9,7 +9,7 @@ use crate::args::{Broker, Ca, Request};
 use crate::broker::{self, Client};
 use crate::config::Config;
 use crate::home::Home;
-use crate::pki::{Domain, Pki};
+use crate::pki::{CertificateRequest, Domain, Pki};
 use crate::sshd;
 use crate::store::Kind;
 
@@ -63,6 +63,15 @@ pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> 
     };
     identity::request_certificate(id.as_str(), &files.key, &request.csr)?;
     enroll::issue(&office, Domain::Servers, id.as_str(), &request).await?;
+    if let Some(https) = &config.https {
+        office.pki.publish(&config.trust())?;
+        let files = config.https_identity();
+        let request = files.key.with_extension("csr");
+        identity::request_certificate(id.as_str(), &files.key, &request)?;
+        let request = CertificateRequest::read(&request)?;
+        let issued = office.pki.issue_https(id.as_str(), &https.url.host(), &request)?;
+        identity::write_public(&files.cert, issued.pem.as_bytes())?;
+    }
     home.keep_name_key(&office.pki.name_master()?.key(&id))?;
     sshd::prepare(config, &office.pki, id.as_str())?;
     office.admit(&Client::Server(id.clone())).await?;

@@ -2,6 +2,7 @@
 
 mod enroll;
 mod install;
+mod token;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -59,6 +60,7 @@ pub async fn run(command: Command) -> Result<()> {
             let store = Store::new(&Config::load(&at.config)?.database)?;
             Ok(store.add_grant(&user, device.as_ref(), &target).await?)
         }
+        Command::Token(command) => token::run(command).await,
     }
 }
 

@@ -16,6 +16,13 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Device, Self::User, Self::Server, Self::Router]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+    }
+
     /// The kind's name, in the database and in commands.
     pub const fn name(self) -> &'static str {
         match self {
@@ -140,7 +147,7 @@ impl Store {
         .await
     }
 
-    async fn require(&self, kind: &'static str, sql: &'static str, name: &str) -> Result<(), StoreError> {
+    pub(super) async fn require(&self, kind: &'static str, sql: &'static str, name: &str) -> Result<(), StoreError> {
         let found: Option<(i32,)> = sqlx::query_as(sql).bind(name).fetch_optional(&self.pool).await?;
         found.map(|_| ()).ok_or_else(|| StoreError::Unknown {
             kind,

@@ -10,6 +10,7 @@ mod leases;
 mod openers;
 mod presence;
 mod servers;
+mod tokens;
 mod tunnels;
 
 pub use admin::Kind;
@@ -17,6 +18,7 @@ pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, Sess
 pub use openers::{CloseOutcome, Opening};
 pub use presence::Reconcile;
 pub use servers::{Other, Takeover};
+pub use tokens::TokenRow;
 pub use tunnels::{Asker, Times, Tunnel};
 
 use std::borrow::Cow;
@@ -52,6 +54,8 @@ pub enum StoreError {
     Unknown { kind: &'static str, name: String },
     #[error("the key belongs to another device already: {0}")]
     KeyTaken(String),
+    #[error("the token is unknown, used up or expired, or is for another; ask an administrator for a new one")]
+    Token,
 }
 
 impl StoreError {
@@ -123,6 +127,7 @@ fn migrator() -> Migrator {
     Migrator {
         migrations: Cow::Owned(vec![
             migration(1, "tunnels", include_str!("../../migrations/0001_tunnels.sql")),
+            migration(2, "enrolment", include_str!("../../migrations/0002_enrolment.sql")),
             migration(5, "api", include_str!("../../migrations/0005_api.sql")),
         ]),
         ..Migrator::DEFAULT

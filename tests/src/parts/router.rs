@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, pki, redis, server};
-use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_USERS, Place, socket};
+use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_USERS, Place, socket};
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
 use crate::run;
@@ -60,6 +60,7 @@ domain = "{DOMAIN}"
 devices = ["{devices_at}"]
 users = ["{users_at}"]
 bearer = ["{bearer_at}"]
+https = ["{https_at}"]
 {limits}
 [mqtt]
 brokers = ["{broker}"]
@@ -83,6 +84,7 @@ servers-ca = "{servers}"
         devices_at = socket(LB, LB_DEVICES),
         users_at = socket(LB, LB_USERS),
         bearer_at = socket(LB, LB_BEARER),
+        https_at = socket(LB, LB_HTTPS),
         broker = broker::address(),
         limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
         redis = redis::url(setup),
@@ -97,8 +99,8 @@ fn limits(files: u64) -> String {
         return String::new();
     }
     let connections = files.saturating_sub(3000).max(200) / 2;
-    let [devices, users, bearer] = [12, 7, 1].map(|twentieths| connections * twentieths / 20);
-    format!("\n[haproxy.limits]\ndevices = {devices}\nusers = {users}\nbearer = {bearer}\n")
+    let [devices, users, bearer, https] = [11, 7, 1, 1].map(|twentieths| connections * twentieths / 20);
+    format!("\n[haproxy.limits]\ndevices = {devices}\nusers = {users}\nbearer = {bearer}\nhttps = {https}\n")
 }
 
 /// Enrols the router and renders a configuration with which HAProxy can start.

@@ -8,7 +8,8 @@ use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, pki, redis};
 use crate::place::{
-    DOMAIN, HEALTH_PORT, LB, LB_DEVICES, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT, server_address, socket,
+    DOMAIN, HEALTH_PORT, HTTPS_PORT, LB, LB_DEVICES, LB_HTTPS, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT,
+    server_address, socket,
 };
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
@@ -25,6 +26,11 @@ pub fn id(n: u32) -> String {
 
 fn dir(n: u32) -> String {
     format!("servers/{}", id(n))
+}
+
+/// Where the installation answers HTTPS.
+pub fn url() -> String {
+    format!("https://{}", socket(LB, LB_HTTPS))
 }
 
 /// The configuration with which server `n` runs, as programs see it.
@@ -101,6 +107,10 @@ helpers = "{helpers}"
 
 [http]
 listen = "{health}"
+
+[https]
+listen = "{https}"
+url = "{url}"
 "#,
         ssh = socket(LB, LB_DEVICES),
         database = postgres::url(&setup.root),
@@ -109,6 +119,8 @@ listen = "{health}"
         ca = pki::file(setup, "servers-ca.pem"),
         helpers = setup.root.inside("helpers"),
         health = socket(address, HEALTH_PORT),
+        https = socket(address, HTTPS_PORT),
+        url = url(),
     )
 }
 

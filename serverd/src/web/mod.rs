@@ -1,0 +1,147 @@
+//! HTTPS: enrolment, renewal, and the API.
+//!
+//! TLS 1.3 only. A client certificate is asked for and need not be shown: whoever enrols has none yet, and scripts bring
+//! a bearer token. Sessions are never resumed, since a resumed one shows the certificate of the day it began. Every
+//! error is a problem document (RFC 9457).
+
+pub mod body;
+pub mod caller;
+pub mod problem;
+pub mod tls;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::server::Server;
+use problem::Problem;
+use tls::Acceptor;
+
+/// How many connections are held at once; more wait in the listener's queue.
+const CONNECTIONS: usize = 1024;
+/// How many requests are worked on at once; more are told to come again.
+const AT_ONCE: usize = 64;
+/// How long a TLS handshake, and a request's head, may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a request may take as a whole.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The largest body of a request, in bytes, where a route sets no smaller limit.
+pub const BODY_LIMIT: usize = 16 << 10;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Web {
+    pub server: Arc<Server>,
+    places: Arc<Semaphore>,
+}
+
+/// The port, and the identity that is shown on it.
+pub struct Door {
+    listener: TcpListener,
+    acceptor: Arc<Acceptor>,
+}
+
+/// Opens the port; `None` when the configuration has no `[https]`.
+///
+/// # Errors
+/// When the port is taken, or the certificate is missing.
+pub async fn open(server: &Server) -> anyhow::Result<Option<Door>> {
+    let Some(https) = &server.config.https else {
+        return Ok(None);
+    };
+    let acceptor = Acceptor::load(&server.config)?;
+    let listener = TcpListener::bind(https.listen)
+        .await
+        .map_err(|error| anyhow::anyhow!("cannot listen on {} for HTTPS: {error}", https.listen))?;
+    Ok(Some(Door {
+        listener,
+        acceptor: Arc::new(acceptor),
+    }))
+}
+
+/// Answers, for ever.
+pub async fn serve(server: Arc<Server>, door: Door) {
+    let web = Web {
+        server,
+        places: Arc::new(Semaphore::new(AT_ONCE)),
+    };
+    let router = router(web);
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = connections.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match door.listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for HTTPS");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, router) = (door.acceptor.clone(), router.clone());
+        tokio::spawn(async move {
+            if let Err(error) = converse(&acceptor, router, stream).await {
+                tracing::debug!(%error, "https");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// One connection, from the handshake to its end.
+async fn converse(acceptor: &Acceptor, router: Router, stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let timed_out = |_| io::Error::from(io::ErrorKind::TimedOut);
+    let (stream, shown) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
+        .await
+        .map_err(timed_out)??;
+    let router = router.layer(axum::Extension(shown));
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE)
+        .max_buf_size(32 << 10)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await
+        .map_err(io::Error::other)
+}
+
+/// Every route, with what holds for all of them.
+fn router(web: Web) -> Router {
+    Router::new()
+        .route("/v1/whoami", get(caller::whoami))
+        .fallback(unknown)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(web.clone(), bound))
+        .with_state(web)
+}
+
+/// Bounds a request: a place among those worked on, and a time.
+async fn bound(State(web): State<Web>, request: Request, next: Next) -> Response {
+    let Ok(place) = web.places.try_acquire() else {
+        return Problem::busy("the server has its hands full; try again in a second").into_response();
+    };
+    let response = tokio::time::timeout(PATIENCE, next.run(request)).await;
+    drop(place);
+    response.unwrap_or_else(|_| Problem::busy("it took too long; try again in a moment").into_response())
+}
+
+async fn unknown() -> Problem {
+    Problem::not_found("there is nothing at this path")
+}
+
+async fn not_allowed() -> Problem {
+    Problem::method_not_allowed()
+}
