@@ -10,13 +10,17 @@ use rssh_proto::text::sanitize;
 
 use crate::error::Error;
 
+mod devices;
 mod reach;
 mod setup;
+mod share;
 mod tunnels;
 mod values;
 
+pub use devices::*;
 pub use reach::*;
 pub use setup::*;
+pub use share::*;
 pub use tunnels::*;
 pub use values::{Destination, DeviceOrTunnel, Forward, HOSTS, Login, Offer, seconds};
 
@@ -79,14 +83,18 @@ pub struct Common {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Devices(DevicesArgs),
     Open(OpenArgs),
     Close(CloseArgs),
     Ls(LsArgs),
     Watch(WatchArgs),
+    Why(WhyArgs),
     Proxy(ProxyArgs),
     Ssh(SshArgs),
     Forward(ForwardArgs),
     Exec(ExecArgs),
+    Share(ShareArgs),
+    Web(WebArgs),
     Init(InitArgs),
     Config(ConfigArgs),
     Doctor(DoctorArgs),

@@ -82,6 +82,14 @@ pub fn closable(current: &OsStr) -> Vec<CompletionCandidate> {
     beginning_with(current, devices.chain(tunnels))
 }
 
+/// Devices and tunnels.
+pub fn explainable(current: &OsStr) -> Vec<CompletionCandidate> {
+    let mut candidates = devices(current);
+    let theirs = closable(current);
+    candidates.extend(theirs.into_iter().filter(|candidate| candidate.get_help().is_some()));
+    candidates
+}
+
 fn beginning_with(current: &OsStr, names: impl Iterator<Item = (String, Option<String>)>) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else {
         return vec![];

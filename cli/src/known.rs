@@ -66,6 +66,19 @@ impl Known {
         tunnels.iter().for_each(|info| self.saw(info));
     }
 
+    /// Remembers these devices, and that there are no others.
+    pub fn listed_devices<'a>(&self, devices: impl Iterator<Item = &'a DeviceId>) {
+        let there: Vec<&DeviceId> = devices.collect();
+        for gone in self.devices().iter().filter(|known| !there.contains(known)) {
+            if let Some(directory) = &self.directory {
+                let _ = fs::remove_file(directory.join("devices").join(gone.as_str()));
+            }
+        }
+        for device in there {
+            self.write("devices", device.as_str(), b"");
+        }
+    }
+
     /// Forgets a tunnel.
     pub fn closed(&self, tunnel: TunnelId) {
         if let Some(directory) = &self.directory {
@@ -117,21 +130,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn info(device: &str, state: TunnelState) -> TunnelInfo {
-        TunnelInfo {
-            tunnel: TunnelId::generate(),
-            device: device.parse().unwrap(),
-            target: Target::ssh(),
-            state,
-            server: None,
-            host: None,
-            port: None,
-            expires_at: 0,
-            host_expires_at: None,
-            host_valid_s: None,
-        }
-    }
+    use crate::testing::info;
 
     #[test]
     fn devices_stay_known_and_tunnels_only_while_they_are_listed() {
@@ -152,6 +151,8 @@ mod tests {
         });
         assert_eq!(tunnels(&known), []);
         assert_eq!(known.devices(), devices);
+        known.listed_devices([&ten.device].into_iter());
+        assert_eq!(known.devices(), devices[..1]);
     }
 
     #[test]

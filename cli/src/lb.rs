@@ -176,6 +176,7 @@ impl Balancer {
     }
 
     /// Proves that a tunnel leads to its target: by the banner of an ssh, else by a connection that is not closed.
+    /// `routed` is called once the name is taken.
     ///
     /// # Errors
     /// When it does not, or not within `patience`.
@@ -185,9 +186,11 @@ impl Balancer {
         host: &str,
         target: &Target,
         patience: Duration,
+        routed: impl FnOnce(),
     ) -> Result<Proof, LbError> {
         let prove = async {
             let (mut stream, round_trip) = self.greet(socket, host).await?;
+            routed();
             if is_ssh(target) {
                 self.banner(&mut stream).await.map(Proof::Banner)
             } else {

@@ -33,7 +33,12 @@ pub mod signals;
 pub mod ssh;
 pub mod ssh_config;
 pub mod stdio;
+pub mod table;
+pub mod trace;
 pub mod watch;
+
+#[cfg(test)]
+mod testing;
 
 use args::{Cli, Command};
 use error::Error;
@@ -76,12 +81,16 @@ fn run(cli: &Cli) -> Result<(), Error> {
     match command {
         Command::Open(args) => block_on(cmd::open::run(common, args)),
         Command::Close(args) => block_on(cmd::close::run(common, args)),
+        Command::Devices(args) => block_on(cmd::devices::run(common, args)),
+        Command::Why(args) => block_on(cmd::why::run(common, args)),
         Command::Ls(args) => block_on(cmd::ls::run(common, args)),
         Command::Watch(args) => block_on(cmd::watch::run(common, args)),
         Command::Proxy(args) => block_on(cmd::proxy::run(common, args)),
         Command::Ssh(args) => cmd::ssh::run(common, args),
         Command::Forward(args) => block_on(cmd::forward::run(common, args)),
         Command::Exec(args) => block_on(cmd::exec::run(common, args)),
+        Command::Share(args) => block_on(cmd::share::share(common, args)),
+        Command::Web(args) => block_on(cmd::share::web(common, args)),
         Command::Init(args) => cmd::init::run(common, args),
         Command::Config(args) => cmd::config::run(common, args),
         Command::Completions(args) => complete::register(args.shell),

@@ -1,9 +1,9 @@
 //! What goes to stdout and stderr: data to the one, one line for a person to the other.
 
-use std::io::{self, IsTerminal as _, Write as _, stdout};
+use std::io::{self, Write as _, stdout};
 
-use rssh_proto::payload::{ClosedTunnel, TunnelInfo, TunnelState};
-use rssh_proto::{DeviceId, ServerId, Target, TunnelId};
+use rssh_proto::payload::{ClosedTunnel, DeviceInfo, Presence, TunnelInfo, TunnelState};
+use rssh_proto::{DeviceId, ServerId, Tags, Target, TunnelId};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -90,22 +90,45 @@ impl<'a> TunnelObject<'a> {
     }
 }
 
-/// What happened to a tunnel, as `watch --json` prints it.
+/// A device as `devices --json` prints it.
 #[derive(Debug, Serialize)]
-pub struct EventObject<'a> {
+pub struct DeviceObject<'a> {
+    device: &'a DeviceId,
+    status: Presence,
+    since: Option<String>,
+    tags: &'a Tags,
+}
+
+impl<'a> From<&'a DeviceInfo> for DeviceObject<'a> {
+    /// Its time is counted back from now.
+    fn from(info: &'a DeviceInfo) -> Self {
+        let now = jiff::Timestamp::now().as_second();
+        let since = info.since_s.and_then(|ago| now.checked_sub_unsigned(ago));
+        Self {
+            device: &info.device,
+            status: info.presence,
+            since: since.and_then(rfc3339),
+            tags: &info.tags,
+        }
+    }
+}
+
+/// What happened to a tunnel or device, as `--json` prints it where it is watched.
+#[derive(Debug, Serialize)]
+pub struct EventObject<T> {
     event: Event,
     at: String,
     #[serde(flatten)]
-    tunnel: TunnelObject<'a>,
+    what: T,
 }
 
-impl<'a> EventObject<'a> {
+impl<T> EventObject<T> {
     /// An event that was noticed now.
-    pub fn new(event: Event, info: &'a TunnelInfo) -> Self {
+    pub fn new(event: Event, what: T) -> Self {
         Self {
             event,
             at: jiff::Timestamp::now().strftime("%FT%TZ").to_string(),
-            tunnel: TunnelObject::new(info, None),
+            what,
         }
     }
 }
@@ -131,82 +154,8 @@ impl<'a> From<&'a ClosedTunnel> for ClosedObject<'a> {
 }
 
 /// Unix seconds as RFC 3339; `None` for a time past the year 9999.
-fn rfc3339(unix: i64) -> Option<String> {
+pub fn rfc3339(unix: i64) -> Option<String> {
     jiff::Timestamp::from_second(unix).ok().map(|time| time.to_string())
-}
-
-/// A table of tunnels that fits into so many columns, as far as that goes.
-pub fn table(tunnels: &[TunnelInfo], now: i64, width: Option<usize>) -> String {
-    let mut rows = vec![["DEVICE", "TARGET", "STATE", "SERVER", "ENDS", "TUNNEL"].map(str::to_owned)];
-    rows.extend(tunnels.iter().map(|info| {
-        [
-            info.device.to_string(),
-            info.target.to_string(),
-            state(info.state).to_owned(),
-            info.server.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
-            ends(info.expires_at - now),
-            info.tunnel.to_string(),
-        ]
-    }));
-    let mut widths: Vec<usize> = (0..6)
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    // Device and target give way, the wider first; an id that is cut cannot be pasted.
-    let spaces = 2 * (widths.len() - 1);
-    if let Some(width) = width {
-        while widths.iter().sum::<usize>() + spaces > width {
-            let column = usize::from(widths[1] > widths[0]);
-            if widths[column] <= 8 {
-                break;
-            }
-            widths[column] -= 1;
-        }
-    }
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| {
-            let mut cell: String = if cell.chars().count() > width {
-                cell.chars().take(width - 1).chain(['~']).collect()
-            } else {
-                cell.clone()
-            };
-            cell.extend(std::iter::repeat_n(' ', width - cell.chars().count()));
-            cell
-        });
-        let line = cells.collect::<Vec<_>>().join("  ");
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// The width of the terminal that stdout is, if it is one.
-pub fn width() -> Option<usize> {
-    stdout()
-        .is_terminal()
-        .then(|| usize::from(dialoguer::console::Term::stdout().size().1))
-}
-
-pub(crate) fn state(state: TunnelState) -> &'static str {
-    match state {
-        TunnelState::Requested => "requested",
-        TunnelState::Claimed => "claimed",
-        TunnelState::Active => "active",
-        TunnelState::Reconnecting => "reconnecting",
-        TunnelState::Closed => "closed",
-        TunnelState::Failed => "failed",
-    }
-}
-
-/// The seconds until a tunnel ends, for a person.
-fn ends(seconds: i64) -> String {
-    match seconds {
-        ..=0 => "now".to_owned(),
-        1..=119 => format!("in {seconds}s"),
-        120..=7_199 => format!("in {}m", seconds / 60),
-        7_200..=172_799 => format!("in {}h", seconds / 3600),
-        _ => format!("in {}d", seconds / 86_400),
-    }
 }
 
 #[cfg(test)]
@@ -235,20 +184,5 @@ mod tests {
             object,
             r#"{"tunnel":"0198b2f0-0000-7000-8000-000000000001","device":"device-42","target":"localhost:22","server":"s1","host":"h.proxy.test","port":443,"state":"active","expires_at":"2023-11-14T23:13:20Z","host_expires_at":"2023-11-14T22:15:20Z","banner":"SSH-2.0-x"}"#
         );
-    }
-
-    #[test]
-    fn a_table_is_aligned_and_fits() {
-        let tunnels = [info("device-1"), info(&"x".repeat(63))];
-        let wide = table(&tunnels[..1], 1_700_000_000, None);
-        assert_eq!(
-            wide,
-            "DEVICE    TARGET        STATE   SERVER  ENDS    TUNNEL\n\
-             device-1  localhost:22  active  s1      in 60m  0198b2f0-0000-7000-8000-000000000001\n"
-        );
-        let narrow = table(&tunnels, 1_700_000_000, Some(90));
-        assert!(narrow.lines().all(|line| line.chars().count() <= 90), "{narrow}");
-        assert!(narrow.contains("x~  ") && narrow.contains("localhost:22"), "{narrow}");
-        assert!(table(&tunnels, 0, Some(1)).contains(&tunnels[0].tunnel.to_string()));
     }
 }

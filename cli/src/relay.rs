@@ -69,7 +69,8 @@ impl Local {
         }
     }
 
-    /// Relays a session over a fresh connection until both sides have ended it. An ssh must begin in time.
+    /// Relays a session over a fresh connection until both sides have ended it. An ssh must begin in time; `begun` is
+    /// called when a session has, and told whether the far side has spoken.
     ///
     /// # Errors
     /// [`RelayError::NotStarted`] when the connection carried nothing; the call may be repeated with another one.
@@ -80,6 +81,7 @@ impl Local {
         target: &Target,
         round_trip: Duration,
         begins_by: Instant,
+        begun: impl FnOnce(bool),
     ) -> Result<(), RelayError> {
         let first = if is_ssh(target) {
             let first = self.until_first_word(&mut stream, balancer);
@@ -89,6 +91,7 @@ impl Local {
         } else {
             balancer.stays_open(&mut stream, round_trip).await?
         };
+        begun(!first.is_empty());
         self.said = Vec::new();
         if !first.is_empty() && !self.write(&first).await? {
             return Ok(());

@@ -16,7 +16,8 @@ use rssh_mqtt::{Delivery, PublishError};
 use rssh_proto::duration::Span;
 use rssh_proto::id::Epoch;
 use rssh_proto::payload::{
-    ClosedTunnel, DeviceInfo, Operation, Rank, Reply, ReplyBody, Request, TunnelInfo, TunnelTrace, V1, Which,
+    ClosedTunnel, DeviceInfo, Operation, Rank, Reply, ReplyBody, Request, SharedName, TunnelInfo, TunnelTrace, V1,
+    Which,
 };
 use rssh_proto::{Failure, FailureKind, ServerId, SessionId, TunnelId};
 
@@ -46,6 +47,7 @@ pub enum Answer {
     Closed(Vec<ClosedTunnel>),
     Devices(Vec<DeviceInfo>),
     Trace(Box<TunnelTrace>),
+    Shared(SharedName),
 }
 
 /// One request on its way.
@@ -60,6 +62,7 @@ pub struct Ask {
     ever_up: bool,
     /// How many times it was published and may have been heard: a server may have made something of it.
     heard: u32,
+    sent_at: Option<Instant>,
     repeat_at: Option<Instant>,
     pause: Duration,
     unheard_since: Option<Instant>,
@@ -89,6 +92,7 @@ impl Ask {
             up: false,
             ever_up: false,
             heard: 0,
+            sent_at: None,
             repeat_at: None,
             pause: FIRST_PAUSE,
             unheard_since: None,
@@ -98,6 +102,16 @@ impl Ask {
             devices: Vec::new(),
             over: false,
         }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> TunnelId {
+        self.request.id
+    }
+
+    /// When it was first sent.
+    pub fn sent_at(&self) -> Option<Instant> {
+        self.sent_at
     }
 
     /// The id by which an open that was given up is closed: a server may be making its tunnel still.
@@ -254,9 +268,12 @@ impl Ask {
             {
                 self.finish(Ok(Answer::Trace(Box::new(trace))))
             }
-            ReplyBody::Tunnels { .. } | ReplyBody::Closed { .. } | ReplyBody::Devices { .. } | ReplyBody::Trace(_) => {
-                vec![]
-            }
+            ReplyBody::Shared(shared) if self.shares(&shared) => self.finish(Ok(Answer::Shared(shared))),
+            ReplyBody::Tunnels { .. }
+            | ReplyBody::Closed { .. }
+            | ReplyBody::Devices { .. }
+            | ReplyBody::Trace(_)
+            | ReplyBody::Shared(_) => vec![],
             // A server that refused has nothing left to close.
             ReplyBody::Failed(failure) => {
                 self.heard = 0;
@@ -289,6 +306,7 @@ impl Ask {
         self.repeat_at = Some(now + self.pause);
         self.pause = (self.pause * 2).min(self.longest_pause());
         self.heard += 1;
+        self.sent_at = self.sent_at.or(Some(now));
         vec![Command::Publish(self.request.clone())]
     }
 
@@ -308,8 +326,14 @@ impl Ask {
             | Operation::List
             | Operation::Devices
             | Operation::Trace { .. }
-            | Operation::Latest { .. } => None,
+            | Operation::Latest { .. }
+            | Operation::Share { .. } => None,
         }
+    }
+
+    /// Whether a bearer name is what was asked for.
+    fn shares(&self, shared: &SharedName) -> bool {
+        matches!(self.request.op, Operation::Share { tunnel, .. } if tunnel == shared.tunnel)
     }
 
     /// Why the deadline was missed, by the last stage reached.
@@ -345,7 +369,9 @@ impl Ask {
                 Which::Device { device, .. } => device.to_string(),
             },
             Operation::List => "the list of tunnels".to_owned(),
-            Operation::Name { tunnel } | Operation::Trace { tunnel } => format!("tunnel {tunnel}"),
+            Operation::Name { tunnel } | Operation::Trace { tunnel } | Operation::Share { tunnel, .. } => {
+                format!("tunnel {tunnel}")
+            }
             Operation::Latest { device, .. } => format!("the latest tunnel to {device}"),
             Operation::Devices => "the list of devices".to_owned(),
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rssh_proto::duration::Span;
 use rssh_proto::payload::{OpenRequest, Operation, TunnelInfo};
-use rssh_proto::{DeviceId, FailureKind, Target};
+use rssh_proto::{DeviceId, FailureKind, ServerId, Target, TunnelId};
 use tokio::sync::Mutex;
 
 use crate::args::seconds;
@@ -19,6 +19,7 @@ use crate::progress::Progress;
 use crate::relay::{Local, RelayError};
 use crate::request::{Answer, Ask};
 use crate::signals::Signals;
+use crate::trace::Notes;
 
 /// The pauses between the tries of a name: routers learn of a new server within moments.
 pub(crate) const NAME_PAUSES: [Duration; 6] = [
@@ -91,7 +92,10 @@ impl Client {
         }
         let info = self.fresh(wanted, deadline, signals).await?;
         let outcome = hushed(signals.or(session.by_fresh(&info)).await);
-        if let Err(Error::Failure(_)) = outcome {
+        if let Err(error @ Error::Failure(_)) = &outcome {
+            if let Some(notes) = &info.notes {
+                notes.failed(error);
+            }
             self.cache.remove(&wanted.device, &wanted.target);
         }
         outcome
@@ -114,6 +118,7 @@ impl Client {
             return Ok(Found {
                 host: name.host,
                 tunnel: name.tunnel,
+                notes: None,
             });
         }
         self.ask(wanted, deadline, signals).await
@@ -134,28 +139,34 @@ impl Client {
         });
         let mut ask = control.ask_by(op, wanted.timeout, deadline);
         let progress = Progress::of(&wanted.device, wanted.silent);
+        let notes = Notes::begin(&self.profile, &wanted.device, &wanted.target, ask.id());
         let asked = async {
-            let answer = control
-                .carry(&mut ask, |rank, server| progress.stage(rank, server))
-                .await?;
+            let told = |rank, server: &ServerId| {
+                notes.stage(rank);
+                progress.stage(rank, server);
+            };
+            let answer = control.carry(&mut ask, told).await?;
             let Answer::Opened(info) = answer else {
                 return Err(Error::internal("the answer to an open was none"));
             };
             let host = name_of(&info)?.0.to_owned();
             self.cache.put(&info, SystemTime::now());
             Known::of(&self.profile).saw(&info);
-            Ok(Found {
-                host,
-                tunnel: info.tunnel,
-            })
+            notes.named(info.tunnel, ask.sent_at());
+            Ok((host, info.tunnel))
         };
         let found = signals.or(asked).await;
         progress.end(false);
-        if found.is_err() {
+        if let Err(error) = &found {
+            notes.failed(error);
             give_up(&mut control, signals, &ask).await;
         }
         control.leave().await;
-        found
+        found.map(|(host, tunnel)| Found {
+            host,
+            tunnel,
+            notes: Some(notes),
+        })
     }
 
     async fn objection(&self, found: &Found, deadline: Instant) -> Option<Error> {
@@ -169,7 +180,9 @@ impl Client {
 /// A name, and the tunnel that it leads to.
 struct Found {
     host: String,
-    tunnel: rssh_proto::TunnelId,
+    tunnel: TunnelId,
+    /// Of the open that brought it; none of a name that another session was given.
+    notes: Option<Notes>,
 }
 
 struct Session<'a> {
@@ -182,7 +195,7 @@ struct Session<'a> {
 impl Session<'_> {
     /// Runs the session over a cached name, tried once; the reason when none began in time.
     async fn by_cached(&mut self, host: &str, begins_by: Instant) -> Result<Option<LbError>, Error> {
-        match self.once(host, begins_by).await {
+        match self.once(host, begins_by, None).await {
             Ok(()) => Ok(None),
             Err(RelayError::NotStarted(error)) => Ok(Some(error)),
             Err(error) => Err(self.failure(error)),
@@ -194,7 +207,7 @@ impl Session<'_> {
         let mut pauses = NAME_PAUSES.iter();
         let mut refusals = Refusals::default();
         loop {
-            let error = match self.once(&found.host, self.deadline).await {
+            let error = match self.once(&found.host, self.deadline, found.notes.as_ref()).await {
                 Ok(()) => return Ok(()),
                 Err(RelayError::NotStarted(error)) => error,
                 Err(error) => return Err(self.failure(error)),
@@ -216,7 +229,7 @@ impl Session<'_> {
         }
     }
 
-    async fn once(&mut self, host: &str, begins_by: Instant) -> Result<(), RelayError> {
+    async fn once(&mut self, host: &str, begins_by: Instant, notes: Option<&Notes>) -> Result<(), RelayError> {
         let balancer = &self.client.balancer;
         let connect = async {
             let socket = balancer.dial().await?;
@@ -225,8 +238,16 @@ impl Session<'_> {
         let (stream, round_trip) = tokio::time::timeout_at(begins_by.into(), connect)
             .await
             .unwrap_or(Err(LbError::Silent))?;
+        if let Some(notes) = notes {
+            notes.routed();
+        }
+        let begun = |first_byte| {
+            if let Some(notes) = notes {
+                notes.proven(first_byte);
+            }
+        };
         self.local
-            .relay(stream, balancer, &self.wanted.target, round_trip, begins_by)
+            .relay(stream, balancer, &self.wanted.target, round_trip, begins_by, begun)
             .await
     }
 

@@ -1,16 +1,52 @@
-//! What changes between two lists of tunnels, and when the next is asked for.
+//! What changes between two lists of tunnels or devices, and when the next is asked for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rssh_proto::TunnelId;
-use rssh_proto::payload::TunnelInfo;
+use rssh_proto::payload::{DeviceInfo, TunnelInfo};
+use rssh_proto::{DeviceId, TunnelId};
 use serde::Serialize;
 
 /// The longest pause after lists that failed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What happened to a tunnel.
+/// What lists are of.
+pub trait Watched: Clone {
+    type Key: Ord;
+
+    /// What tells it from the others.
+    fn key(&self) -> Self::Key;
+
+    /// Whether it has changed since.
+    fn differs(&self, before: &Self) -> bool;
+}
+
+impl Watched for TunnelInfo {
+    type Key = TunnelId;
+
+    fn key(&self) -> TunnelId {
+        self.tunnel
+    }
+
+    fn differs(&self, before: &Self) -> bool {
+        self != before
+    }
+}
+
+impl Watched for DeviceInfo {
+    type Key = DeviceId;
+
+    fn key(&self) -> DeviceId {
+        self.device.clone()
+    }
+
+    /// Time goes by for each; one that came again since has been there for less long.
+    fn differs(&self, before: &Self) -> bool {
+        (self.presence, &self.tags) != (before.presence, &before.tags) || self.since_s < before.since_s
+    }
+}
+
+/// What happened to one of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
@@ -19,15 +55,15 @@ pub enum Event {
     Removed,
 }
 
-/// The tunnels as they were last seen.
+/// A list as it was last seen.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Watch<T: Watched> {
     every: Duration,
     pause: Duration,
-    seen: BTreeMap<TunnelId, TunnelInfo>,
+    seen: BTreeMap<T::Key, T>,
 }
 
-impl Watch {
+impl<T: Watched> Watch<T> {
     /// Nothing seen yet; a list is due after each span.
     pub fn new(every: Duration) -> Self {
         Self {
@@ -38,19 +74,19 @@ impl Watch {
     }
 
     /// A list came: what has happened since the last one, in the list's order, and then what is gone.
-    pub fn handle_list(&mut self, tunnels: &[TunnelInfo]) -> Vec<(Event, TunnelInfo)> {
+    pub fn handle_list(&mut self, list: &[T]) -> Vec<(Event, T)> {
         self.pause = self.every;
         let mut gone = std::mem::take(&mut self.seen);
         let mut events = Vec::new();
-        for info in tunnels {
-            match gone.remove(&info.tunnel) {
-                None => events.push((Event::Added, info.clone())),
-                Some(before) if before != *info => events.push((Event::Changed, info.clone())),
+        for item in list {
+            match gone.remove(&item.key()) {
+                None => events.push((Event::Added, item.clone())),
+                Some(before) if item.differs(&before) => events.push((Event::Changed, item.clone())),
                 Some(_) => {}
             }
-            self.seen.insert(info.tunnel, info.clone());
+            self.seen.insert(item.key(), item.clone());
         }
-        events.extend(gone.into_values().map(|info| (Event::Removed, info)));
+        events.extend(gone.into_values().map(|item| (Event::Removed, item)));
         events
     }
 
@@ -67,25 +103,10 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
-    use rssh_proto::Target;
-    use rssh_proto::payload::TunnelState;
+    use rssh_proto::payload::{Presence, TunnelState};
 
     use super::*;
-
-    fn info(device: &str, state: TunnelState) -> TunnelInfo {
-        TunnelInfo {
-            tunnel: TunnelId::generate(),
-            device: device.parse().unwrap(),
-            target: Target::ssh(),
-            state,
-            server: None,
-            host: None,
-            port: None,
-            expires_at: 0,
-            host_expires_at: None,
-            host_valid_s: None,
-        }
-    }
+    use crate::testing::info;
 
     #[test]
     fn each_event_is_told_once() {
@@ -105,8 +126,34 @@ mod tests {
     }
 
     #[test]
-    fn failures_lengthen_the_pause_until_a_list_comes() {
+    fn a_device_changes_when_it_comes_or_goes_and_not_by_the_clock() {
+        let device = |presence, since_s| DeviceInfo {
+            device: "device-1".parse().unwrap(),
+            presence,
+            since_s,
+            tags: Default::default(),
+        };
         let mut watch = Watch::new(Duration::from_secs(2));
+        let events = [
+            (Presence::Online, Some(1), 1),
+            (Presence::Online, Some(3), 0),
+            (Presence::Offline, Some(0), 1),
+            (Presence::Offline, Some(2), 0),
+            // It was there in between.
+            (Presence::Offline, Some(1), 1),
+        ];
+        for (presence, since_s, count) in events {
+            assert_eq!(
+                watch.handle_list(&[device(presence, since_s)]).len(),
+                count,
+                "{presence:?} {since_s:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn failures_lengthen_the_pause_until_a_list_comes() {
+        let mut watch = Watch::<TunnelInfo>::new(Duration::from_secs(2));
         let pauses: Vec<u64> = (0..6)
             .map(|_| {
                 watch.handle_failure();

@@ -102,6 +102,8 @@ pub enum Operation {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         target: Option<Target>,
     },
+    /// Sign a name for a live tunnel that whoever bears it may use, for at most so many seconds.
+    Share { tunnel: TunnelId, valid_s: u32 },
 }
 
 /// What to open.
@@ -204,6 +206,8 @@ pub enum ReplyBody {
     },
     /// How a tunnel came about.
     Trace(TunnelTrace),
+    /// A bearer name.
+    Shared(SharedName),
     /// These tunnels were given up.
     Closed {
         items: Vec<ClosedTunnel>,
@@ -235,6 +239,25 @@ pub struct TunnelInfo {
     /// Until when `host` admits new connections, in seconds from the sending: for a user's clock that is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_valid_s: Option<u32>,
+}
+
+/// A host name that leads whoever bears it to a tunnel's target, from the first address that uses it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedName {
+    pub tunnel: TunnelId,
+    pub device: DeviceId,
+    pub target: Target,
+    pub host: String,
+    /// The load balancer's public port for bearers.
+    pub port: u16,
+    /// Until when it admits new connections, in Unix seconds, and in seconds from the sending.
+    pub expires_at: i64,
+    pub valid_s: u32,
+}
+
+impl SharedName {
+    /// The longest that one may admit connections, in seconds; the load balancer refuses a longer one.
+    pub const LONGEST_S: u32 = 600;
 }
 
 /// A device as a user sees it who may open something on it.
@@ -435,6 +458,9 @@ pub enum ServerOperation {
         user: UserId,
         session: SessionId,
         request: TunnelId,
+        /// A bearer name, for so many seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bearer_s: Option<u32>,
     },
 }
 

@@ -53,6 +53,8 @@ pub struct Public {
     /// The load balancer's TLS port for signed names.
     #[serde(default = "default_port")]
     pub port: u16,
+    /// The load balancer's TLS port for bearer names, which anyone may use who has one. Without it nothing is shared.
+    pub bearer_port: Option<u16>,
     /// The load balancers' addresses for devices' ssh.
     pub ssh: Vec<HostPort>,
 }

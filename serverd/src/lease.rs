@@ -86,6 +86,8 @@ struct Login {
     device: DeviceId,
     /// When sshd first asked about it; `None` for one that was adopted.
     asked_at: Option<Instant>,
+    /// Until when a bearer name may lead to its port.
+    named_until: Option<Instant>,
     stage: Stage,
     /// Set once a kill was ordered; a repeated one is ordered when the first has not worked by then.
     ending: Option<Instant>,
@@ -198,6 +200,7 @@ impl Leases {
                 port,
                 device: device.clone(),
                 asked_at: Some(now),
+                named_until: None,
                 stage: Stage::Reserved,
                 ending: None,
                 due,
@@ -292,6 +295,7 @@ impl Leases {
                 port,
                 device,
                 asked_at: None,
+                named_until: None,
                 stage: Stage::Reserved,
                 ending: None,
                 due: now,
@@ -299,6 +303,14 @@ impl Leases {
         );
         self.hold(child, child, tunnel, terms, now);
         true
+    }
+
+    /// A bearer name was signed for a tunnel's port, which then rests until it has expired at least.
+    pub fn handle_named(&mut self, tunnel: TunnelId, until: Instant) {
+        let login = self.by_tunnel.get(&tunnel);
+        if let Some(known) = login.and_then(|login| self.logins.get_mut(login)) {
+            known.named_until = known.named_until.max(Some(until));
+        }
     }
 
     /// Keeps a port out of use for a time: it rested when this process started.
@@ -338,7 +350,9 @@ impl Leases {
                 Vec::new()
             }
             Stage::Holding(Holding { tunnel, epoch, .. }) => {
-                self.ports.rest(known.port, now + self.limits.rest);
+                let rest = now + self.limits.rest;
+                self.ports
+                    .rest(known.port, known.named_until.map_or(rest, |until| rest.max(until)));
                 if self.by_tunnel.get(&tunnel) == Some(&login) {
                     self.by_tunnel.remove(&tunnel);
                 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rssh_proto::payload::{Rank, ReplyBody, ServerOperation, TunnelState};
 
+use crate::requests;
 use crate::server::Server;
 use crate::sessions::{self, execute};
 use crate::store::Asker;
@@ -24,9 +25,13 @@ pub async fn handle(server: Arc<Server>, op: ServerOperation) {
             user,
             session,
             request,
+            bearer_s,
         } => match server.store.tunnel_of(&user, tunnel).await {
             Ok(Some(found)) if found.state == TunnelState::Active => {
                 let asker = Asker { user, session, request };
+                if let Some(valid_s) = bearer_s {
+                    return requests::share(&server, &asker, &found, valid_s).await;
+                }
                 let body = ReplyBody::Opened(server.info(&found));
                 server.reply(&asker, Some(&found), Rank::Final, body);
             }

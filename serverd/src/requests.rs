@@ -1,12 +1,12 @@
 //! What users ask for, over MQTT.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rssh_mqtt::{Delivery, Publish};
 use rssh_proto::payload::{
     self, ClosedTunnel, DeviceInfo, OpenOrder, OpenRequest, Operation, Rank, ReplyBody, Request, ServerOperation,
-    ServerRequest, TunnelState, TunnelTrace, V1,
+    ServerRequest, SharedName, TunnelState, TunnelTrace, V1,
 };
 use rssh_proto::topic::Topic;
 use rssh_proto::{Failure, FailureKind, ServerId, TunnelId, UserId};
@@ -72,6 +72,11 @@ pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
                 Failure::new(FailureKind::UnknownTunnel, message)
             });
         }
+        Operation::Share { tunnel, valid_s } => match server.store.tunnel_of(&asker.user, tunnel).await {
+            Ok(Some(tunnel)) => share(&server, &asker, &tunnel, valid_s).await,
+            Ok(None) => server.fail(&asker, None, unknown(tunnel)),
+            Err(error) => server.store_failed(&asker, &error),
+        },
         Operation::Name { tunnel } => match server.store.tunnel_of(&asker.user, tunnel).await {
             Ok(Some(tunnel)) => match &tunnel.failure {
                 Some(failure) => server.fail(&asker, Some(&tunnel), failure.clone()),
@@ -252,14 +257,68 @@ async fn name(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel) {
                 let body = ReplyBody::Opened(server.info(tunnel));
                 server.reply(asker, Some(tunnel), Rank::Final, body);
             } else {
-                sign_elsewhere(server, asker, tunnel, place.clone()).await;
+                sign_elsewhere(server, asker, tunnel, place.clone(), None).await;
             }
         }
         _ => server.fail(asker, Some(tunnel), unknown(tunnel.id)),
     }
 }
 
-async fn sign_elsewhere(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, place: ServerId) {
+/// Signs a bearer name for an active tunnel, or has it signed where the tunnel is.
+pub async fn share(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, valid_s: u32) {
+    let denied = |message: String| server.fail(asker, Some(tunnel), Failure::new(FailureKind::Denied, message));
+    let Some(bearer_port) = server.config.public.bearer_port else {
+        return denied("nothing is shared here; your operator would set public.bearer-port".to_owned());
+    };
+    match server
+        .store
+        .may_share(&asker.user, &tunnel.device, &tunnel.target)
+        .await
+    {
+        Ok(true) => {}
+        Ok(false) => {
+            return denied(format!(
+                "{} may not share {} of {}; ask an administrator for a grant",
+                asker.user, tunnel.target, tunnel.device
+            ));
+        }
+        Err(error) => return server.store_failed(asker, &error),
+    }
+    let Some((place, port)) = tunnel.place.as_ref().filter(|_| tunnel.state == TunnelState::Active) else {
+        return server.fail(asker, Some(tunnel), unknown(tunnel.id));
+    };
+    if *place != server.id {
+        return sign_elsewhere(server, asker, tunnel, place.clone(), Some(valid_s)).await;
+    }
+    let valid_s = valid_s.clamp(1, SharedName::LONGEST_S).min(tunnel.ttl_s);
+    let skew = server.config.tunnels.clock_skew.duration();
+    let rests_s = valid_s.saturating_add(u32::try_from(skew.as_secs()).unwrap_or(u32::MAX));
+    // The port is to rest for as long as the name may be used, whatever happens once it is given away.
+    let until = Instant::now() + Duration::from_secs(rests_s.into());
+    server.leases().handle_named(tunnel.id, until);
+    let noted = server
+        .store
+        .note_name(&server.id, *port, tunnel.id, tunnel.epoch, rests_s);
+    match noted.await {
+        Ok(true) => {}
+        Ok(false) => return server.fail(asker, Some(tunnel), unknown(tunnel.id)),
+        Err(error) => return server.store_failed(asker, &error),
+    }
+    tracing::info!(tunnel = %tunnel.id, user = %asker.user, device = %tunnel.device, target = %tunnel.target, valid_s, "shared");
+    let (host, expires_at) = server.bearer_name(*port, valid_s);
+    let shared = SharedName {
+        tunnel: tunnel.id,
+        device: tunnel.device.clone(),
+        target: tunnel.target.clone(),
+        host,
+        port: bearer_port,
+        expires_at,
+        valid_s,
+    };
+    server.reply(asker, Some(tunnel), Rank::Final, ReplyBody::Shared(shared));
+}
+
+async fn sign_elsewhere(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, place: ServerId, bearer_s: Option<u32>) {
     let request = ServerRequest {
         v: V1,
         op: ServerOperation::Sign {
@@ -267,6 +326,7 @@ async fn sign_elsewhere(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, pl
             user: asker.user.clone(),
             session: asker.session.clone(),
             request: asker.request,
+            bearer_s,
         },
     };
     match server.publish(Topic::ServerRequest(place.clone()), &request).await {

@@ -140,6 +140,13 @@ impl Server {
         self.fail(asker, None, Failure::new(FailureKind::Busy, message));
     }
 
+    /// Signs the name of a port of this server for whoever bears it; also tells when it expires, in Unix seconds.
+    pub fn bearer_name(&self, port: u16, valid_s: u32) -> (String, i64) {
+        let until = clock::now().0.saturating_add(valid_s.into());
+        let name = SignedName::sign(&self.name_key, &self.id, port, u64::try_from(until).unwrap_or(0), None);
+        (name.host(&self.config.public.domain), until)
+    }
+
     /// A tunnel as its user sees it, with a signed name when this server holds it.
     pub fn info(&self, tunnel: &Tunnel) -> TunnelInfo {
         let here = tunnel.place.as_ref().filter(|(server, _)| *server == self.id);

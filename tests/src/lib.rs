@@ -25,6 +25,7 @@ pub mod root;
 pub mod run;
 pub mod setup;
 pub mod table;
+pub mod testing;
 
 pub use control::Action;
 pub use lab::Lab;

@@ -10,7 +10,8 @@ use rssh_proto::{DeviceId, Target};
 
 use crate::complete;
 
-use super::values::{Destination, Forward, Offer, device, positive};
+use super::devices::SelectorArgs;
+use super::values::{Destination, Forward, Login, Offer, device, positive};
 
 /// Connects stdin and stdout to a device, for ssh's ProxyCommand; opens a tunnel when there is none.
 #[derive(Debug, Args)]
@@ -76,22 +77,34 @@ pub struct ForwardArgs {
 
 /// Runs a command on several devices at once with the system's ssh, and gathers output and exit codes.
 ///
+/// The devices are those that are named, and those that have the tags.
+///
 /// Each line of output follows its device's name. The exit code is the worst of all: the highest one. Nobody is asked
 /// for passwords or unknown host keys; a device that wants one fails, and the others go on.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rssh exec device-1 device-2 -- uptime
-  rssh exec root@device-1 root@device-2 --jobs 50 --json -- cat /etc/os-release")]
+  rssh exec -l site=berlin --parallel 50 -- uptime
+  rssh exec root@device-1 root@device-2 --json -- cat /etc/os-release")]
 pub struct ExecArgs {
     /// The devices' names, each with the account to log in to
-    #[arg(value_name = "[USER@]DEVICE", add = ArgValueCompleter::new(complete::destinations), required = true)]
+    #[arg(
+        value_name = "[USER@]DEVICE",
+        add = ArgValueCompleter::new(complete::destinations),
+        required_unless_present = "tags"
+    )]
     pub destinations: Vec<Destination>,
+    #[command(flatten)]
+    pub selector: SelectorArgs,
+    /// The account to log in to on devices that are selected by tags
+    #[arg(long, value_name = "NAME", requires = "tags")]
+    pub login: Option<Login>,
     /// The command; ssh joins its words with spaces, and the device's shell splits them again
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
     /// Run on so many devices at a time
-    #[arg(short, long, value_name = "N", default_value = "16")]
-    pub jobs: NonZeroU16,
+    #[arg(short = 'j', long, alias = "jobs", value_name = "N", default_value = "16")]
+    pub parallel: NonZeroU16,
     /// Give a device up that cannot be reached within this time
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = positive)]
     pub timeout: Span,

@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rssh_proto::{DeviceId, Failure, Target};
+use rssh_proto::{DeviceId, Failure, FailureKind, Target};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::args::{Common, Destination, ExecArgs};
-use crate::cmd::identify;
+use crate::cmd::{devices, identify};
+use crate::control::Control;
 use crate::error::Error;
 use crate::output;
+use crate::profile::Profile;
 use crate::remote::{self, Stream};
 use crate::session::{Client, Wanted};
 use crate::signals::Signals;
@@ -42,8 +44,13 @@ struct Outcome<'a> {
 /// Ends with the worst exit code; what failed has been told by then.
 pub async fn run(common: &Common, args: &ExecArgs) -> Result<(), Error> {
     let (profile, tls) = identify(common)?;
-    let mut destinations: Vec<&Destination> = Vec::new();
-    for destination in &args.destinations {
+    let mut destinations: Vec<Destination> = Vec::new();
+    for destination in args
+        .destinations
+        .iter()
+        .cloned()
+        .chain(tagged(&profile, &tls, args).await?)
+    {
         if !destinations.contains(&destination) {
             destinations.push(destination);
         }
@@ -51,7 +58,7 @@ pub async fn run(common: &Common, args: &ExecArgs) -> Result<(), Error> {
     let job = Arc::new(Job {
         client: Client::of(profile, tls),
         proxy: Proxy::of(common)?.quiet(true),
-        slots: Semaphore::new(usize::from(args.jobs.get())),
+        slots: Semaphore::new(usize::from(args.parallel.get())),
         command: args.command.clone(),
         timeout: args.timeout,
         json: args.json,
@@ -59,7 +66,7 @@ pub async fn run(common: &Common, args: &ExecArgs) -> Result<(), Error> {
     });
     let mut running = JoinSet::new();
     for destination in destinations {
-        let (job, destination) = (job.clone(), destination.clone());
+        let job = job.clone();
         running.spawn(async move { job.on(&destination).await });
     }
     let mut codes = Vec::new();
@@ -79,6 +86,33 @@ pub async fn run(common: &Common, args: &ExecArgs) -> Result<(), Error> {
     }
     job.bar.finish_and_clear();
     conclude(&codes, common.quiet || args.json)
+}
+
+/// The devices that have the tags.
+async fn tagged(
+    profile: &Profile,
+    tls: &Arc<rustls::ClientConfig>,
+    args: &ExecArgs,
+) -> Result<Vec<Destination>, Error> {
+    if args.selector.tags.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut control = Control::start(profile, tls.clone());
+    let devices = devices::list(&mut control, args.timeout).await;
+    control.leave().await;
+    let devices = devices::selected(devices?, &args.selector);
+    if devices.is_empty() {
+        let tags: Vec<String> = args.selector.tags.iter().map(ToString::to_string).collect();
+        return Err(Error::new(
+            FailureKind::UnknownDevice,
+            format!("no device has the tags {}; rssh devices shows them", tags.join(" ")),
+        ));
+    }
+    let chosen = devices.into_iter().map(|info| Destination {
+        login: args.login.clone(),
+        device: info.device,
+    });
+    Ok(chosen.collect())
 }
 
 /// Sums up; the worst exit code is the command's, and a signal counts before all.
@@ -238,8 +272,6 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use rssh_proto::FailureKind;
-
     use super::*;
 
     #[test]

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::known::Known;
 use crate::output::{self, TunnelObject};
 use crate::request::Answer;
+use crate::table;
 
 /// Runs the command.
 ///
@@ -35,7 +36,7 @@ pub async fn run(common: &Common, args: &LsArgs) -> Result<(), Error> {
         return Ok(());
     }
     let now = jiff::Timestamp::now().as_second();
-    output::data(&output::table(&tunnels, now, output::width()))
+    output::data(&table::tunnels(&tunnels, now, table::width()))
 }
 
 /// Asks for the user's tunnels, in the order in which they are shown.

@@ -2,6 +2,7 @@
 
 pub mod close;
 pub mod config;
+pub mod devices;
 pub mod doctor;
 pub mod exec;
 pub mod forward;
@@ -10,8 +11,10 @@ pub mod ls;
 pub mod open;
 pub mod pick;
 pub mod proxy;
+pub mod share;
 pub mod ssh;
 pub mod watch;
+pub mod why;
 
 use std::sync::Arc;
 

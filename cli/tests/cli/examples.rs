@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rssh_proto::payload::{ClosedTunnel, Operation, Rank, ReplyBody, Request};
+use rssh_proto::payload::{ClosedTunnel, Operation, Presence, Rank, ReplyBody, Request, SharedName, TunnelTrace};
 use serde_json::Value;
 
+use crate::devices::device;
 use crate::rig::{Rig, SSH, succeeded};
 use crate::server::{Answers, opens, reply};
 use crate::tunnels::tunnel;
@@ -34,6 +35,30 @@ fn rig() -> Rig {
                 items: vec![tunnel("device-42")],
                 last: true,
             },
+            Operation::Share { tunnel, valid_s } => ReplyBody::Shared(SharedName {
+                tunnel: *tunnel,
+                device: "device-42".parse().unwrap(),
+                target: "80".parse().unwrap(),
+                host: "s1-20000-1999999000-0.proxy.test".into(),
+                port: 8444,
+                expires_at: 1_999_999_000,
+                valid_s: *valid_s,
+            }),
+            Operation::Devices => ReplyBody::Devices {
+                items: vec![device("device-42", Presence::Online, Some(5), &[("site", "berlin")])],
+                last: true,
+            },
+            Operation::Latest { .. } => ReplyBody::Trace(TunnelTrace {
+                info: tunnel("device-42"),
+                requested_at: 2_000_000_000,
+                answered_ms: Some(12),
+                landed_ms: Some(60),
+                claimed_ms: Some(71),
+                active_ms: Some(80),
+                ended_ms: None,
+                claims: 1,
+                failure: None,
+            }),
             _ => {
                 let tunnel = tunnel("device-42");
                 let closed = ClosedTunnel {
@@ -101,12 +126,16 @@ fn examples(rig: &Rig, command: &str) -> Vec<String> {
 fn every_example_in_every_help_runs() {
     let rig = rig();
     let commands = commands(&rig);
-    assert!(commands.len() >= 14, "{commands:?}");
+    assert!(commands.len() >= 18, "{commands:?}");
     for command in &commands {
         let examples = examples(&rig, command);
         assert!(!examples.is_empty(), "{command}");
         for example in examples {
-            if example.starts_with("rssh forward") || example.starts_with("rssh watch") {
+            if ["rssh forward", "rssh watch"]
+                .iter()
+                .any(|start| example.starts_with(start))
+                || example.ends_with(" --watch")
+            {
                 runs_until_interrupted(&rig, &example);
                 continue;
             }
@@ -148,6 +177,10 @@ fn every_field_that_is_printed_is_documented() {
     for line in [
         "open device-42 --json",
         "ls --json",
+        "devices --json",
+        "devices --watch --json",
+        "why device-42 --json",
+        "share device-42 --json",
         "close device-42 --json",
         "exec device-42 --json -- id",
         "doctor --json",

@@ -5,6 +5,7 @@
 mod balancer;
 mod broker;
 mod config;
+mod devices;
 mod doctor;
 mod examples;
 mod exec;

@@ -181,7 +181,7 @@ impl Store {
             let waits = reconnecting(&mut tx, tunnel, epoch).await?;
             sqlx::query(
                 "UPDATE leases SET released_at = coalesce(released_at, clock_timestamp()), evict = false,
-                     free_after = coalesce(free_after, clock_timestamp() + $5 * interval '1 s')
+                     free_after = coalesce(free_after, greatest(clock_timestamp() + $5 * interval '1 s', named_until))
                  WHERE server_id = $1 AND port = $2 AND tunnel_id = $3 AND epoch = $4",
             )
             .bind(server.as_str())
@@ -309,7 +309,7 @@ async fn claim(
 
     let older: Option<(String,)> = sqlx::query_as(
         "UPDATE leases SET released_at = clock_timestamp(), evict = true,
-             free_after = clock_timestamp() + $2 * interval '1 s'
+             free_after = greatest(clock_timestamp() + $2 * interval '1 s', named_until)
          WHERE tunnel_id = $1 AND released_at IS NULL RETURNING server_id",
     )
     .bind(tunnel.uuid())
@@ -324,7 +324,8 @@ async fn claim(
          ON CONFLICT (server_id, port) DO UPDATE SET
              tunnel_id = excluded.tunnel_id, epoch = excluded.epoch, session_pid = excluded.session_pid,
              session_start = excluded.session_start, boot_id = excluded.boot_id, claimed_at = clock_timestamp(),
-             released_at = NULL, free_after = NULL, evict = false
+             released_at = NULL, free_after = NULL, evict = false,
+             named_until = CASE WHEN l.tunnel_id = excluded.tunnel_id THEN l.named_until END
          WHERE l.released_at IS NOT NULL AND (l.free_after <= clock_timestamp() OR l.tunnel_id = excluded.tunnel_id)",
     )
     .bind(server.as_str())

@@ -10,6 +10,7 @@ mod leases;
 mod openers;
 mod presence;
 mod servers;
+mod shares;
 mod tokens;
 mod tunnels;
 
@@ -129,6 +130,7 @@ fn migrator() -> Migrator {
             migration(1, "tunnels", include_str!("../../migrations/0001_tunnels.sql")),
             migration(2, "enrolment", include_str!("../../migrations/0002_enrolment.sql")),
             migration(5, "api", include_str!("../../migrations/0005_api.sql")),
+            migration(7, "shares", include_str!("../../migrations/0007_shares.sql")),
         ]),
         ..Migrator::DEFAULT
     }

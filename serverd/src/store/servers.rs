@@ -216,7 +216,7 @@ impl Store {
             .await?;
             sqlx::query(
                 "UPDATE leases SET released_at = clock_timestamp(), evict = true,
-                     free_after = clock_timestamp() + $2 * interval '1 s'
+                     free_after = greatest(clock_timestamp() + $2 * interval '1 s', named_until)
                  WHERE server_id = $1 AND released_at IS NULL",
             )
             .bind(lost.as_str())

@@ -8,7 +8,7 @@ use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, pki, redis};
 use crate::place::{
-    DOMAIN, HEALTH_PORT, HTTPS_PORT, LB, LB_DEVICES, LB_HTTPS, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT,
+    DOMAIN, HEALTH_PORT, HTTPS_PORT, LB, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT,
     server_address, socket,
 };
 use crate::postgres;
@@ -85,6 +85,7 @@ fn toml(setup: &Setup, n: u32) -> String {
 [public]
 domain = "{DOMAIN}"
 port = {LB_USERS}
+bearer-port = {LB_BEARER}
 ssh = ["{ssh}"]
 
 [database]

@@ -5,9 +5,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod bearer;
 mod broker;
 mod claims;
 mod failures;
+mod fleet;
 mod keys;
 mod names;
 mod secrets;
@@ -18,13 +20,13 @@ use std::collections::HashSet;
 use std::fs;
 use std::num::NonZeroU32;
 use std::ops::Deref;
-use std::process::Output;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rssh_lab::component::Component;
 use rssh_lab::place::{HEALTH_PORT, Place, server_address, socket};
 use rssh_lab::process::{PATIENTLY, PROMPTLY};
+use rssh_lab::testing::{all_of, first_line, greeting, said, within};
 use rssh_lab::{Action, Lab, Options};
 use rssh_proto::failure::FailureKind;
 use serde::Deserialize;
@@ -75,8 +77,8 @@ fn running() -> Arc<Lab> {
     }
     let options = Options {
         servers: NonZeroU32::new(SERVERS).unwrap(),
-        devices: 44,
-        users: 28,
+        devices: 50,
+        users: 31,
     };
     let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
     make_talkative(&lab);
@@ -123,14 +125,6 @@ fn open(lab: &Lab, user: &str, device: &str, more: &[&str]) -> Opened {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// Runs a command that has to succeed; returns what it wrote to stdout.
-#[track_caller]
-fn said(lab: &Lab, user: &str, argv: &[&str]) -> String {
-    let output = lab.exec(user, argv).unwrap();
-    assert!(output.status.success(), "{user}: {argv:?}: {}", all_of(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// Runs a command that has to fail: with the kind's own exit code, and with one line that names the object and a remedy.
 /// Returns how long that took.
 #[track_caller]
@@ -150,25 +144,6 @@ fn fails(lab: &Lab, user: &str, argv: &[&str], kind: FailureKind, object: &str) 
         all()
     );
     took
-}
-
-/// Everything a program left: how it ended and what it wrote.
-fn all_of(output: &Output) -> String {
-    format!(
-        "{}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-/// Waits until something holds, or fails the test.
-#[track_caller]
-fn within(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
-    assert!(
-        rssh_lab::process::wait(limit, condition),
-        "not within {limit:?}: {what}"
-    );
 }
 
 /// The live lease of a tunnel as `SERVER|PORT|EPOCH`; empty when it has none.

@@ -1,54 +1,10 @@
 //! Names and requests of somebody else's tunnels.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
-
-use rssh_lab::Lab;
-use rssh_lab::place::{LB, LB_USERS, socket};
 use rssh_proto::{FailureKind, TunnelId};
 use serde_json::json;
 
 use crate::broker::Peer;
-use crate::{all_of, fails, lab, lease, open, said};
-
-/// The first line that comes back from a host name, with a user's own certificate; empty when there is none.
-fn greeting(lab: &Lab, user: &str, host: &str) -> String {
-    let place = lab.place(Some(user)).unwrap();
-    let dir = lab.dir().inside(format_args!("users/{user}/home/.config/rssh"));
-    let (at, cert, key) = (
-        socket(LB, LB_USERS),
-        format!("{dir}/user.pem"),
-        format!("{dir}/user.key"),
-    );
-    let argv = [
-        "openssl",
-        "s_client",
-        "-quiet",
-        "-verify_quiet",
-        "-connect",
-        &at,
-        "-servername",
-        host,
-        "-cert",
-        &cert,
-        "-key",
-        &key,
-    ];
-    let mut client = lab
-        .command(&place, &argv)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(client.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    client.kill().unwrap();
-    client.wait().unwrap();
-    line.trim_end().to_owned()
-}
+use crate::{all_of, fails, greeting, lab, lease, open, said};
 
 #[test]
 fn the_name_of_a_closed_tunnel_leads_to_nobody_even_when_its_port_is_wanted() {

@@ -1,60 +1,16 @@
 //! Who gets where.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
-
-use rssh_lab::Lab;
-use rssh_lab::place::{LB, LB_USERS, socket};
 use rssh_proto::failure::FailureKind;
 
-use crate::{all_of, lab, open, said};
-
-/// Connects to the load balancer as `user` with a name of somebody's choice; returns the first line that comes back.
-fn banner_by_name(lab: &Lab, user: &str, host: &str) -> String {
-    let place = lab.place(Some(user)).unwrap();
-    let dir = lab.dir().inside(format_args!("users/{user}/home/.config/rssh"));
-    let at = socket(LB, LB_USERS);
-    let (cert, key) = (format!("{dir}/user.pem"), format!("{dir}/user.key"));
-    let mut client = lab
-        .command(
-            &place,
-            &[
-                "openssl",
-                "s_client",
-                "-quiet",
-                "-verify_quiet",
-                "-connect",
-                &at,
-                "-servername",
-                host,
-                "-cert",
-                &cert,
-                "-key",
-                &key,
-            ],
-        )
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    // A refusal closes the connection, and with it this.
-    let mut line = String::new();
-    BufReader::new(client.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    client.kill().unwrap();
-    client.wait().unwrap();
-    line.trim_end().to_owned()
-}
+use crate::{all_of, greeting, lab, open, said};
 
 #[test]
 fn another_users_name_leads_nowhere() {
     let lab = lab();
     let opened = open(&lab, "alice", "device-1");
-    let own = banner_by_name(&lab, "alice", &opened.host);
+    let own = greeting(&lab, "alice", &opened.host);
     assert!(own.starts_with("SSH-2.0-") && own.ends_with(" device-1"), "{own:?}");
-    assert_eq!(banner_by_name(&lab, "bob", &opened.host), "");
+    assert_eq!(greeting(&lab, "bob", &opened.host), "");
 }
 
 #[test]

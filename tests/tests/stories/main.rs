@@ -11,11 +11,10 @@ mod tools;
 mod tunnel;
 
 use std::num::NonZeroU32;
-use std::process::Output;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
 use rssh_lab::process::PROMPTLY;
+use rssh_lab::testing::{all_of, greeting, said, within};
 use rssh_lab::{Lab, Options};
 use serde::Deserialize;
 
@@ -55,32 +54,6 @@ struct Opened {
 fn open(lab: &Lab, user: &str, device: &str) -> Opened {
     let text = said(lab, user, &["rssh", "open", device, "--json"]);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-/// Runs a command that has to succeed; returns what it wrote to stdout.
-fn said(lab: &Lab, user: &str, argv: &[&str]) -> String {
-    let output = lab.exec(user, argv).unwrap();
-    assert!(output.status.success(), "{user}: {argv:?}: {}", all_of(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Everything a program left: how it ended and what it wrote.
-fn all_of(output: &Output) -> String {
-    format!(
-        "{}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
-
-/// Waits until something holds, or fails the story.
-#[track_caller]
-fn within(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
-    assert!(
-        rssh_lab::process::wait(limit, condition),
-        "not within {limit:?}: {what}"
-    );
 }
 
 /// How many live leases a tunnel has.

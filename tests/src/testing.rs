@@ -1,0 +1,73 @@
+//! What the tests on a lab share.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use crate::Lab;
+use crate::place::{LB, LB_USERS, Place, socket};
+
+/// Runs a command that has to succeed; returns what it wrote to stdout.
+#[track_caller]
+pub fn said(lab: &Lab, user: &str, argv: &[&str]) -> String {
+    let output = lab.exec(user, argv).unwrap();
+    assert!(output.status.success(), "{user}: {argv:?}: {}", all_of(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything a program left: how it ended and what it wrote.
+pub fn all_of(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Waits until something holds, or fails the test.
+#[track_caller]
+pub fn within(limit: Duration, what: &str, condition: impl FnMut() -> bool) {
+    assert!(crate::process::wait(limit, condition), "not within {limit:?}: {what}");
+}
+
+/// The first line that comes back from a host name at the load balancer's door for users, with a user's certificate;
+/// empty when there is none.
+pub fn greeting(lab: &Lab, user: &str, host: &str) -> String {
+    let place = lab.place(Some(user)).unwrap();
+    let dir = lab.dir().inside(format_args!("users/{user}/home/.config/rssh"));
+    let (cert, key) = (format!("{dir}/user.pem"), format!("{dir}/user.key"));
+    first_line(lab, &place, LB_USERS, host, &["-cert", &cert, "-key", &key])
+}
+
+/// The first line that comes back from a host name at a door of the load balancer; empty when there is none.
+pub fn first_line(lab: &Lab, place: &Place, door: u16, host: &str, more: &[&str]) -> String {
+    let at = socket(LB, door);
+    let argv = [
+        "openssl",
+        "s_client",
+        "-quiet",
+        "-verify_quiet",
+        "-connect",
+        &at,
+        "-servername",
+        host,
+    ];
+    let mut client = lab
+        .command(place, &[&argv, more].concat())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // A refusal closes the connection, and with it this.
+    let mut line = String::new();
+    BufReader::new(client.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    line.trim_end().to_owned()
+}
