@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use rssh_mqtt::proxy::{Choice, Proxies, ProxyError};
 use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::DeviceStatus;
@@ -40,6 +41,8 @@ pub enum ConfigError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error(transparent)]
     Version(#[from] VersionError),
 }
 
@@ -50,6 +53,13 @@ pub struct Config {
     pub device: DeviceId,
     /// Where the agent keeps its generation and, in `run/`, what belongs to running tunnels.
     pub state_dir: PathBuf,
+    /// The HTTP proxy that the device's network lets programs out through, for MQTT and ssh alike; `HTTPS_PROXY` where
+    /// it is not given.
+    #[serde(default)]
+    pub proxy: Option<Choice>,
+    /// Holds the password of the proxy's user, mode 0600.
+    #[serde(default)]
+    pub proxy_password_file: Option<PathBuf>,
     pub mqtt: Mqtt,
     pub ssh: Ssh,
     #[serde(default)]
@@ -94,6 +104,10 @@ pub struct Ssh {
     pub host_key_alias: DeviceId,
     #[serde(default)]
     pub kex: Kex,
+    /// The load balancer as this device reaches it, where that is not what the servers say: at its one public port, for
+    /// instance.
+    #[serde(default)]
+    pub lb: Option<HostPort>,
     #[serde(default = "Ssh::default_program")]
     pub program: PathBuf,
     /// How often a tunnel's silent connection is seen to be alive, and so how soon it is noticed that a router on the
@@ -202,7 +216,7 @@ impl Config {
             &mut self.ssh.known_hosts,
             &mut self.ssh.program,
         ];
-        for path in paths {
+        for path in paths.into_iter().chain(&mut self.proxy_password_file) {
             *path = std::path::absolute(&*path).map_err(|source| ConfigError::Read {
                 path: file.to_owned(),
                 source,
@@ -244,6 +258,7 @@ impl Config {
     /// When one of them is missing or cannot be used.
     pub fn check(&self) -> Result<(), ConfigError> {
         Identity::load(&self.identity())?.client_config()?;
+        self.proxies()?;
         self.check_ssh()
     }
 
@@ -261,6 +276,17 @@ impl Config {
             reason: format!("{source}; copy known_hosts from the fleet's PKI"),
         })?;
         Ok(())
+    }
+
+    /// Which hosts are reached through which proxy.
+    ///
+    /// # Errors
+    /// When a proxy or its password cannot be used.
+    pub fn proxies(&self) -> Result<Proxies, ConfigError> {
+        Ok(Proxies::of_process(
+            self.proxy.as_ref(),
+            self.proxy_password_file.as_deref(),
+        )?)
     }
 
     /// Where the agent's MQTT identity lies.
@@ -319,7 +345,7 @@ mod tests {
     fn every_key_is_read() {
         let text = MINIMAL.replace(
             "[ssh]",
-            "keep-alive = \"30s\"\n[ssh]\nkex = \"system\"\nkeep-alive = \"20s\"\nprogram = \"/opt/ssh\"",
+            "keep-alive = \"30s\"\n[ssh]\nkex = \"system\"\nkeep-alive = \"20s\"\nlb = \"lb.test:443\"\nprogram = \"/opt/ssh\"",
         ) + r#"
             [tunnels]
             max = 4
@@ -329,7 +355,11 @@ mod tests {
             [targets.named]
             plc-1 = "192.168.1.10:502"
         "#;
+        let text = format!("proxy = \"http://user:secret@proxy.test:3128\"\n{text}");
         let config = load(&text).unwrap();
+        assert!(config.proxy.is_some());
+        assert!(!format!("{config:?}").contains("secret"));
+        assert_eq!(config.ssh.lb.as_ref().map(HostPort::port), Some(443));
         assert_eq!(config.ssh.kex, Kex::System);
         assert_eq!(config.mqtt.keep_alive, Span::seconds(30));
         assert_eq!(config.ssh.keep_alive, Span::seconds(20));
@@ -345,6 +375,7 @@ mod tests {
             (MINIMAL.replace("\"ssh_key\"", "\"a\\\"b\""), "cannot quote"),
             (MINIMAL.replace("\"ssh_key\"", "\"%h\""), "cannot quote"),
             (MINIMAL.to_owned() + "colour = 1", "unknown field"),
+            (format!("proxy = \"socks5://p:1\"\n{MINIMAL}"), "use http://"),
             (MINIMAL.to_owned() + "[tunnels]\nmax = 65", "use 1 to 64"),
             (MINIMAL.to_owned() + "[tunnels]\nmax = 0", "use 1 to 64"),
             (MINIMAL.to_owned() + "[targets.named]\na = \"b\"", "names another name"),

@@ -5,7 +5,6 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
-pub mod dial;
 pub mod generation;
 pub mod init;
 pub mod network;

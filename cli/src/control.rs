@@ -48,7 +48,10 @@ impl Control {
             subscriptions: vec![replies.clone()],
             will: None,
             reconnect: (Duration::from_millis(100), Duration::from_secs(1)),
-            dial: Dial::default(),
+            dial: Dial {
+                roams: false,
+                proxies: profile.proxies.clone(),
+            },
         });
         Self {
             user: profile.user.clone(),

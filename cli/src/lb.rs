@@ -7,6 +7,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rssh_mqtt::dial::dial;
+use rssh_mqtt::proxy::Proxies;
 use rssh_proto::text::{quoted, sanitize};
 use rssh_proto::{FailureKind, HostPort, Target};
 use rustls::AlertDescription;
@@ -32,8 +34,8 @@ pub type Stream = TlsStream<BufReader<TcpStream>>;
 /// Why a name led nowhere.
 #[derive(Debug, thiserror::Error)]
 pub enum LbError {
-    #[error("cannot reach the load balancer {address}: {reason}; check the network, and lb in the profile")]
-    Unreachable { address: HostPort, reason: String },
+    #[error("cannot reach the load balancer: {0}; check the network, and lb in the profile")]
+    Unreachable(String),
     #[error(
         "the load balancer {address} and this program do not accept each other's certificates: {reason}; check ca, \
          cert and key in the profile, or ask for a new certificate"
@@ -54,13 +56,13 @@ pub enum LbError {
 impl LbError {
     /// Whether another try may do: routers learn of a new server a moment after its tunnel is up.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Closed | Self::Silent)
+        matches!(self, Self::Unreachable(_) | Self::Closed | Self::Silent)
     }
 
     /// What kind of failure it is.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Unreachable { .. } | Self::Tls { .. } => FailureKind::NobodyServing,
+            Self::Unreachable(_) | Self::Tls { .. } => FailureKind::NobodyServing,
             Self::Certificate { .. } => FailureKind::WrongCertificate,
             Self::Name(_) => FailureKind::Internal,
             Self::Closed => FailureKind::NameRefused,
@@ -94,14 +96,16 @@ pub fn is_ssh(target: &Target) -> bool {
 pub struct Balancer {
     address: HostPort,
     connector: TlsConnector,
+    proxies: Proxies,
 }
 
 impl Balancer {
-    /// The load balancer at this address.
-    pub fn new(address: HostPort, tls: Arc<rustls::ClientConfig>) -> Self {
+    /// The load balancer at this address, by way of its proxy if it has one.
+    pub fn new(address: HostPort, tls: Arc<rustls::ClientConfig>, proxies: Proxies) -> Self {
         Self {
             address,
             connector: TlsConnector::from(tls),
+            proxies,
         }
     }
 
@@ -115,15 +119,8 @@ impl Balancer {
     /// # Errors
     /// When it cannot be reached.
     pub async fn dial(&self) -> Result<TcpStream, LbError> {
-        let connect = async {
-            let socket = TcpStream::connect((self.address.host(), self.address.port())).await?;
-            socket.set_nodelay(true)?;
-            Ok(socket)
-        };
-        connect.await.map_err(|error: io::Error| LbError::Unreachable {
-            address: self.address.clone(),
-            reason: error.to_string(),
-        })
+        let connected = dial(&self.address, &self.proxies).await;
+        connected.map_err(|error| LbError::Unreachable(error.to_string()))
     }
 
     /// Does the TLS handshake by a signed name; also tells how long that took, which is at least a round trip.
@@ -286,7 +283,7 @@ mod tests {
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let balancer = Balancer::new("127.0.0.1:1".parse().unwrap(), Arc::new(config));
+        let balancer = Balancer::new("127.0.0.1:1".parse().unwrap(), Arc::new(config), Proxies::default());
         let alert = |alert| io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert));
         for (error, kind) in [
             (alert(AlertDescription::UnknownCA), FailureKind::WrongCertificate),

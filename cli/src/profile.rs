@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use directories::ProjectDirs;
+use rssh_mqtt::proxy::{Choice, Proxies, ProxyError};
 use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
 use rssh_proto::{HostPort, UserId};
 use serde::Deserialize;
@@ -26,6 +27,8 @@ pub enum ProfileError {
     Invalid { path: PathBuf, reason: String },
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
 }
 
 impl From<ProfileError> for Error {
@@ -66,6 +69,11 @@ pub struct Profile {
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
+    proxy: Option<Choice>,
+    proxy_password_file: Option<PathBuf>,
+    /// Which hosts are reached through which HTTP proxy.
+    #[serde(skip)]
+    pub proxies: Proxies,
 }
 
 impl Profile {
@@ -86,10 +94,12 @@ impl Profile {
             reason,
         })?;
         let directory = path.parent().unwrap_or(Path::new(""));
-        for file in [&mut profile.ca, &mut profile.cert, &mut profile.key] {
+        let files = [&mut profile.ca, &mut profile.cert, &mut profile.key];
+        for file in files.into_iter().chain(&mut profile.proxy_password_file) {
             // Joining an absolute path gives that path.
             *file = directory.join(&file);
         }
+        profile.proxies = Proxies::of_process(profile.proxy.as_ref(), profile.proxy_password_file.as_deref())?;
         Ok(profile)
     }
 
@@ -165,6 +175,7 @@ mod tests {
             (GOOD.replace("alice", "Alice"), 2, "user id"),
             (GOOD.replace("\"127.0.0.1:8883\"", ""), 0, "brokers is empty"),
             (GOOD.replace(":8443", ""), 4, "HOST:PORT"),
+            (format!("{GOOD}\nproxy = \"socks5://p:1\""), 9, "not a proxy"),
         ] {
             let reason = Profile::parse(&bad).unwrap_err();
             assert!(reason.contains(what), "{reason}");

@@ -59,7 +59,7 @@ impl Client {
     /// The sessions of a profile.
     pub fn of(profile: Profile, tls: Arc<rustls::ClientConfig>) -> Self {
         Self {
-            balancer: Balancer::new(profile.lb.clone(), tls.clone()),
+            balancer: Balancer::new(profile.lb.clone(), tls.clone(), profile.proxies.clone()),
             cache: Cache::of(&profile),
             asking: Mutex::new(()),
             profile,

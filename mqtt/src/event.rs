@@ -7,6 +7,8 @@ use rumqttc::v5::mqttbytes::Error as MqttError;
 use rumqttc::v5::mqttbytes::v5::ConnectReturnCode;
 use rumqttc::v5::{ConnectionError, StateError};
 
+use crate::relay::RelayError;
+
 /// What happens to a session.
 #[derive(Debug)]
 pub enum Event {
@@ -124,6 +126,16 @@ pub(crate) fn down(broker: &HostPort, error: &ConnectionError) -> Down {
     }
 }
 
+/// Names the reason why a relay to the broker does not come up, or ended.
+pub(crate) fn relay_down(broker: &HostPort, error: &RelayError) -> Down {
+    let broker = broker.clone();
+    let reason = error.to_string();
+    match error {
+        RelayError::Tls(io) if is_tls(io) => Down::Certificate { broker, reason },
+        _ => Down::Unreachable { broker, reason },
+    }
+}
+
 /// Why the broker ended the connection, if it was the broker and not the way to it.
 pub(crate) fn by_broker(error: &ConnectionError) -> Option<String> {
     match error {
@@ -137,7 +149,7 @@ pub(crate) fn by_broker(error: &ConnectionError) -> Option<String> {
 }
 
 /// Whether an I/O error carries a TLS error, such as the peer's alert that our certificate is unknown to it.
-pub(crate) fn is_tls(error: &std::io::Error) -> bool {
+fn is_tls(error: &std::io::Error) -> bool {
     error
         .get_ref()
         .is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some())

@@ -90,6 +90,14 @@ impl Identity {
     }
 }
 
+/// Names the protocol in the handshake (ALPN, as registered with IANA), so that a load balancer can tell it from others
+/// on the same port; a broker that does not look at it answers without.
+pub fn with_alpn(tls: &Arc<rustls::ClientConfig>) -> Arc<rustls::ClientConfig> {
+    let mut tls = rustls::ClientConfig::clone(tls);
+    tls.alpn_protocols = vec![b"mqtt".to_vec()];
+    Arc::new(tls)
+}
+
 /// Reads the certificates of a PEM file; there is at least one.
 ///
 /// # Errors

@@ -1,11 +1,15 @@
 //! One resilient MQTT 5 session over mutual TLS, used by every rssh program.
 //!
-//! [`identity`] holds a program's key, certificate and CAs; [`session`] keeps one connection to a broker, subscribes
+//! [`identity`] holds a program's key, certificate and CAs; [`dial`] connects, through a [`proxy`] where there is one;
+//! [`session`] keeps one connection to a broker, subscribes
 //! anew on each connect and says of every message what became of it.
 
+pub mod dial;
 mod event;
 pub mod identity;
 mod pace;
+pub mod proxy;
+mod relay;
 pub mod session;
 mod settings;
 pub mod way;

@@ -7,6 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,8 +22,11 @@ use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use crate::event::Down;
-use crate::event::{Delivery, Event, Message, Publish, PublishError, by_broker, down};
+use crate::event::{Delivery, Event, Message, Publish, PublishError, by_broker, down, relay_down};
+use crate::identity::with_alpn;
 use crate::pace::{Pace, Was};
+use crate::proxy::Proxy;
+use crate::relay;
 use crate::settings::Settings;
 use crate::way::{Now, Way};
 
@@ -214,12 +219,32 @@ async fn connection(
         let broker = broker.clone();
         Ended::Lost(Down::Unreachable { broker, reason })
     };
+    let first_hop = settings.dial.proxies.of(broker).map(Proxy::address);
     let way = if settings.dial.roams {
-        way_to(broker).await
+        way_to(first_hop.unwrap_or(broker)).await
     } else {
         None
     };
-    let (client, mut event_loop) = open(settings, broker);
+    let tls = with_alpn(&settings.tls);
+    let mut relay: Relay = Box::pin(std::future::pending());
+    let via = if first_hop.is_some() {
+        match relay::open(broker, tls, &settings.dial.proxies).await {
+            Ok((path, carry)) => {
+                relay = Box::pin(async move {
+                    match carry.await {
+                        // rumqttc sees the end as well, after what came before it.
+                        Ok(()) => std::future::pending().await,
+                        Err(error) => error,
+                    }
+                });
+                Via::Relay(path)
+            }
+            Err(error) => return Ended::Lost(relay_down(broker, &error)),
+        }
+    } else {
+        Via::Tls(tls)
+    };
+    let (client, mut event_loop) = open(settings, broker, via);
     let mut leaving = false;
     // When the broker has to have answered; rumqttc itself would wait for the next ping to be due.
     let mut answer_due = None;
@@ -227,6 +252,9 @@ async fn connection(
         let mut polling = std::pin::pin!(event_loop.poll());
         let polled = loop {
             tokio::select! {
+                // What ended it says more than that rumqttc's side of it has ended.
+                biased;
+                error = &mut relay => return Ended::Lost(relay_down(broker, &error.into())),
                 polled = &mut polling => break polled,
                 () = until(answer_due) => return unreachable(format!("no answer for {} s", ANSWER_TIMEOUT.as_secs())),
                 () = session.network.notified() => match way.map(|way| way.now()) {
@@ -350,16 +378,28 @@ async fn up(
     events.send(Event::Up).await
 }
 
-fn open(settings: &Settings, broker: &HostPort) -> (AsyncClient, EventLoop) {
+/// What carries a connection that is not rumqttc's own, until it fails.
+type Relay = Pin<Box<dyn Future<Output = io::Error> + Send>>;
+
+/// How rumqttc reaches the broker.
+enum Via {
+    Tls(Arc<rustls::ClientConfig>),
+    /// By a unix socket.
+    Relay(String),
+}
+
+fn open(settings: &Settings, broker: &HostPort, via: Via) -> (AsyncClient, EventLoop) {
     let client_id = format!("{}-{}", settings.cn, random_hex::<16>());
-    let mut options = MqttOptions::new(client_id, broker.host(), broker.port());
+    let (host, transport) = match via {
+        Via::Tls(tls) => (broker.host(), Transport::tls_with_config(TlsConfiguration::Rustls(tls))),
+        Via::Relay(path) => (path, Transport::unix()),
+    };
+    let mut options = MqttOptions::new(client_id, host, broker.port());
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options
         .set_network_options(network)
-        .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(
-            settings.tls.clone(),
-        )))
+        .set_transport(transport)
         // rumqttc panics below five seconds.
         .set_keep_alive(settings.keep_alive.max(Duration::from_secs(5)))
         .set_clean_start(true)

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rssh_proto::HostPort;
 
+use crate::proxy::Proxies;
+
 /// How to reach the broker and what to say there.
 pub struct Settings {
     /// Brokers, tried in turn.
@@ -30,6 +32,7 @@ pub struct Settings {
 pub struct Dial {
     /// Whether this machine's network changes, and [`Session::network_changed`] tells it.
     pub roams: bool,
+    pub proxies: Proxies,
 }
 
 /// What the broker publishes when the session ends without a goodbye; retained.

@@ -151,10 +151,24 @@ pub struct HaproxyConfig {
     /// Where HTTPS is passed through to the servers.
     #[serde(default)]
     pub https: Vec<SocketAddr>,
+    /// One port for everything, beside the doors of their own.
+    #[serde(default)]
+    pub public: Option<Public>,
     #[serde(default = "stdout")]
     pub log: LogTarget,
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// `[haproxy.public]`: the port at which devices' ssh, signed names and MQTT are told apart by their first bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Public {
+    pub listen: Vec<SocketAddr>,
+    /// Where connections that speak MQTT go (ALPN `mqtt`), with their TLS; their certificates are for the name that
+    /// clients know the public port by.
+    #[serde(default)]
+    pub brokers: Vec<HostPort>,
 }
 
 fn stdout() -> LogTarget {
@@ -194,11 +208,14 @@ pub struct Limits {
     pub users: u32,
     pub bearer: u32,
     pub https: u32,
+    /// At the public port; those that carry names count at their door too.
+    pub public: u32,
     /// New connections per second, by door.
     pub devices_rate: u32,
     pub users_rate: u32,
     pub bearer_rate: u32,
     pub https_rate: u32,
+    pub public_rate: u32,
     /// How often a server's health is asked for.
     pub check_interval: Span,
     /// How long a connection may be silent.
@@ -214,10 +231,12 @@ impl Default for Limits {
             users: 20_000,
             bearer: 2000,
             https: 2000,
+            public: 50_000,
             devices_rate: 500,
             users_rate: 1000,
             bearer_rate: 100,
             https_rate: 200,
+            public_rate: 1000,
             check_interval: Span::seconds(1),
             silence: Span::seconds(86_400),
             hard_stop: Span::seconds(86_400),
@@ -310,6 +329,12 @@ impl Config {
                 return Err(value(key, "the list is empty; name at least one IP:PORT"));
             }
         }
+        if haproxy.public.as_ref().is_some_and(|public| public.listen.is_empty()) {
+            return Err(value(
+                "haproxy.public.listen",
+                "the list is empty; name at least one IP:PORT",
+            ));
+        }
         if self.mqtt.brokers.is_empty() {
             return Err(value("mqtt.brokers", "the list is empty; name at least one HOST:PORT"));
         }
@@ -326,10 +351,12 @@ impl Config {
             ("haproxy.limits.users", limits.users),
             ("haproxy.limits.bearer", limits.bearer),
             ("haproxy.limits.https", limits.https),
+            ("haproxy.limits.public", limits.public),
             ("haproxy.limits.devices-rate", limits.devices_rate),
             ("haproxy.limits.users-rate", limits.users_rate),
             ("haproxy.limits.bearer-rate", limits.bearer_rate),
             ("haproxy.limits.https-rate", limits.https_rate),
+            ("haproxy.limits.public-rate", limits.public_rate),
         ];
         for (key, count) in counts {
             if !(1..=2_000_000).contains(&count) {

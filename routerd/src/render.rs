@@ -64,11 +64,10 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
         Some(group) => format!("group {group} mode 660"),
         None => "mode 600".to_owned(),
     };
-    // A door without an address still needs one to be valid: a socket in our own directory that nobody connects to.
-    let bearer = if haproxy.bearer.is_empty() {
-        format!("    bind unix@{} mode 600 {tls}\n", haproxy.dir.join("bearer.sock"))
-    } else {
-        binds(&haproxy.bearer, &tls)
+    // Where the public door hands TLS on; and a door without an address still needs one to be valid.
+    let internal = |name: &str, options: &str| {
+        let socket = haproxy.dir.join(name);
+        format!("    bind unix@{socket} mode 600 accept-proxy {options}\n")
     };
     let servers = |pool: Pool| -> String {
         let members = desired.pool.iter().filter(|(name, _)| name.pool() == pool);
@@ -79,12 +78,29 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
     } else {
         binds(&haproxy.https, "")
     };
+    let public = haproxy.public.as_ref();
+    let listen = public.map_or(&[][..], |public| &public.listen);
+    let public_binds = if listen.is_empty() {
+        internal("public.sock", "").replace(" accept-proxy ", "")
+    } else {
+        binds(listen, "")
+    };
+    let brokers: String = public
+        .map_or(&[][..], |public| &public.brokers)
+        .iter()
+        .enumerate()
+        // One whose name is not found at the start does not keep the others from being served.
+        .map(|(nth, broker)| {
+            format!("    server broker_{nth} {broker} check inter 1s rise 1 fall 2 init-addr last,libc,none\n")
+        })
+        .collect();
     let lines = |text: String| text.trim_end_matches('\n').to_owned();
     let count = |count: u32| count.to_string();
     let milliseconds = |span: rssh_proto::duration::Span| format!("{}ms", span.duration().as_millis());
     // The admin socket, health checks and the log need some too.
-    let total =
-        u64::from(limits.devices) + u64::from(limits.users) + u64::from(limits.bearer) + u64::from(limits.https) + 1000;
+    let public_max = if listen.is_empty() { 0 } else { limits.public };
+    let doors = [limits.devices, limits.users, limits.bearer, limits.https, public_max];
+    let total = doors.into_iter().map(u64::from).sum::<u64>() + 1000;
     let values = [
         ("domain", haproxy.domain.to_string()),
         ("domain-pattern", haproxy.domain.to_string().replace('.', "\\.")),
@@ -104,12 +120,22 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
         ("https-max", count(limits.https)),
         ("https-rate", count(limits.https_rate)),
         ("https-servers", lines(servers(Pool::Https))),
-        ("users-binds", lines(binds(&haproxy.users, &users_tls))),
+        (
+            "users-binds",
+            lines(binds(&haproxy.users, &users_tls) + &internal("users.sock", &users_tls)),
+        ),
         ("users-max", count(limits.users)),
         ("users-rate", count(limits.users_rate)),
-        ("bearer-binds", lines(bearer)),
+        (
+            "bearer-binds",
+            lines(binds(&haproxy.bearer, &tls) + &internal("bearer.sock", &tls)),
+        ),
         ("bearer-max", count(limits.bearer)),
         ("bearer-rate", count(limits.bearer_rate)),
+        ("public-binds", lines(public_binds)),
+        ("public-max", count(limits.public)),
+        ("public-rate", count(limits.public_rate)),
+        ("brokers", lines(brokers)),
     ];
     substitute(TEMPLATE, &values)
 }

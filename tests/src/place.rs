@@ -5,6 +5,7 @@
 //!  +----------------- core -----------------+ +------- site -------+   +- device-1 -+
 //!  | 127.0.1.N     server N: sshd, forwards | | masquerade         |---| 10.77.0.2  |
 //!  | 198.51.100.1  HAProxy, broker          |=| 198.51.100.2       |---| device-2   |
+//!  | 198.51.100.9  HAProxy, all at one port | |                    |   |            |
 //!  +----------------------------------------+ +--------------------+   +------------+
 //! ```
 //! Each box is a network namespace of the lab's own: the ports in it are real ones, nothing listens on the machine
@@ -33,6 +34,8 @@ pub const LB_USERS: u16 = 443;
 pub const LB_BEARER: u16 = 8444;
 /// Where HTTPS is answered: enrolment, renewal, the API.
 pub const LB_HTTPS: u16 = 8445;
+/// The address at which the load balancer has everything at [`LB_USERS`].
+pub const LB_PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 /// Where the broker listens.
 pub const BROKER_PORT: u16 = 8883;
 /// The domain of signed names.

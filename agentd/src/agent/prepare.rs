@@ -44,7 +44,8 @@ impl Prepared {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.check_ssh()?;
         let tls = Identity::load(&config.identity())?.client_config()?;
-        let ssh = prepare_ssh(&config)?;
+        let proxies = config.proxies()?;
+        let ssh = prepare_ssh(&config)?.by(proxies.clone(), config.ssh.lb.clone());
         let inherited = ssh.inherit(&config.device).context("cannot clear the run directory")?;
         let generation = Arc::new(AtomicU64::new(0));
         let instance = InstanceId::generate();
@@ -61,7 +62,7 @@ impl Prepared {
             ],
             will: Some(will_of(&config, &generation, &instance)),
             reconnect: RECONNECT,
-            dial: Dial { roams: true },
+            dial: Dial { roams: true, proxies },
         };
         Ok(Self {
             config,

@@ -90,6 +90,7 @@ mod tests {
             known_hosts: "/etc/rssh/known_hosts".into(),
             host_key_alias: "rssh-sshd".parse().unwrap(),
             kex,
+            lb: None,
             program: "/usr/bin/ssh".into(),
             keep_alive: Span::seconds(5),
         }

@@ -22,12 +22,13 @@ use std::time::Duration;
 
 use openssh::{ForwardType, Session, Socket, Stdio};
 use rssh_mqtt::Way;
+use rssh_mqtt::dial::dial;
+use rssh_mqtt::proxy::Proxies;
 use rssh_proto::claim::{self, ClaimReply, Claimed};
 use rssh_proto::{Failure, FailureKind, HostPort, Target, TunnelId};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 
-use crate::dial::dial;
 use crate::process::Process;
 use crate::rundir::{RunDir, TunnelDir};
 use changes::Changes;
@@ -144,6 +145,9 @@ pub struct Ssh {
     config: PathBuf,
     run: RunDir,
     changes: Changes,
+    proxies: Proxies,
+    /// Where to land instead of where orders say.
+    lb: Option<HostPort>,
 }
 
 impl Ssh {
@@ -154,7 +158,15 @@ impl Ssh {
             config: run.ssh_config(),
             run,
             changes: Changes::default(),
+            proxies: Proxies::default(),
+            lb: None,
         }
+    }
+
+    /// The same, with every connection through its proxy, and to this load balancer if one is given.
+    #[must_use]
+    pub fn by(self, proxies: Proxies, lb: Option<HostPort>) -> Self {
+        Self { proxies, lb, ..self }
     }
 
     /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
@@ -169,11 +181,12 @@ impl Ssh {
         let dialed = tokio::select! {
             biased;
             _ = &mut stop => return Ended::Stopped,
-            dialed = dial(&landing.lb) => dialed,
+            dialed = dial(self.lb.as_ref().unwrap_or(&landing.lb), &self.proxies) => dialed,
         };
-        let connection = match dialed {
+        let into_std = |connection: tokio::net::TcpStream| connection.into_std().map_err(|error| error.to_string());
+        let connection = match dialed.map_err(|error| error.to_string()).and_then(into_std) {
             Ok(connection) => connection,
-            Err(error) => return Ended::Failed(Fault::passing(error.to_string())),
+            Err(error) => return Ended::Failed(Fault::passing(error)),
         };
         if let (Ok(local), Ok(peer)) = (connection.local_addr(), connection.peer_addr()) {
             let local = local.ip();

@@ -158,6 +158,7 @@ printf '{{"claimed":{{"server":"s1","bind":"127.0.0.1","port":{granted},"epoch":
             known_hosts: self.path("known_hosts"),
             host_key_alias: "rssh-sshd".parse().expect("a label"),
             kex: Kex::Fast,
+            lb: None,
             program: "/usr/bin/ssh".into(),
             keep_alive: Span::seconds(5),
         }

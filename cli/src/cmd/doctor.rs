@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dialoguer::console::style;
+use rssh_mqtt::dial::dial;
+use rssh_mqtt::proxy::Proxies;
 use rssh_mqtt::session::Down;
 use rssh_mqtt::{Identity, identity};
 use rssh_proto::duration::Span;
@@ -140,7 +142,11 @@ async fn peers(
             let detail = format!("{address} does not answer within {patience}");
             Finding::fail(check, detail, "check the network, and the address in the profile")
         };
-        let found = timeout(patience.duration(), resolve(address)).await;
+        if let Some(proxy) = profile.proxies.of(address) {
+            report.tell(&Finding::ok("proxy", format!("{address} by way of {proxy}")))?;
+        }
+        let hop = profile.proxies.of(address).map_or(address, |proxy| proxy.address());
+        let found = timeout(patience.duration(), resolve(hop)).await;
         let addresses = match found.map_err(slow).and_then(|found| found) {
             Ok(addresses) => addresses,
             Err(finding) => {
@@ -148,12 +154,12 @@ async fn peers(
                 continue;
             }
         };
-        if address.host().parse::<IpAddr>().is_err() {
+        if hop.host().parse::<IpAddr>().is_err() {
             let addresses: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
-            let detail = format!("{} is {}", address.host(), addresses.join(", "));
+            let detail = format!("{} is {}", hop.host(), addresses.join(", "));
             report.tell(&Finding::ok("dns", detail))?;
         }
-        let socket = timeout(patience.duration(), connect(address, &addresses)).await;
+        let socket = timeout(patience.duration(), connect(address, &profile.proxies)).await;
         let socket = match socket.map_err(slow).and_then(|socket| socket) {
             Ok(socket) => socket,
             Err(finding) => {
@@ -161,7 +167,13 @@ async fn peers(
                 continue;
             }
         };
-        let ended = timeout(patience.duration(), handshake(socket, name, tls.clone())).await;
+        // A load balancer may serve both at one port, and tells them apart by this.
+        let tls = if check == "broker" {
+            identity::with_alpn(tls)
+        } else {
+            tls.clone()
+        };
+        let ended = timeout(patience.duration(), handshake(socket, name, tls)).await;
         let ended = ended.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let handshake = examine::handshake(ended);
         report.tell(&examine::tls(check, &address.to_string(), &handshake))?;
@@ -181,10 +193,13 @@ async fn resolve(address: &HostPort) -> Result<Vec<SocketAddr>, Finding> {
     })
 }
 
-async fn connect(address: &HostPort, addresses: &[SocketAddr]) -> Result<TcpStream, Finding> {
-    TcpStream::connect(addresses).await.map_err(|error| {
-        let detail = format!("{address} cannot be reached: {error}");
-        Finding::fail("network", detail, "check the network, and the address in the profile")
+async fn connect(address: &HostPort, proxies: &Proxies) -> Result<TcpStream, Finding> {
+    dial(address, proxies).await.map_err(|error| {
+        Finding::fail(
+            "network",
+            error.to_string(),
+            "check the network, and the address in the profile",
+        )
     })
 }
 

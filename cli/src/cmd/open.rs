@@ -83,7 +83,7 @@ pub(super) async fn proven(
     timeout: Span,
     silent: bool,
 ) -> Result<Opened, Error> {
-    let balancer = Balancer::new(profile.lb.clone(), tls);
+    let balancer = Balancer::new(profile.lb.clone(), tls, profile.proxies.clone());
     // The load balancer takes the connection while the request is on its way; the name follows.
     let dialled: Dialled = tokio::spawn({
         let balancer = balancer.clone();

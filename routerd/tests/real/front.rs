@@ -84,10 +84,14 @@ domain = "proxy.test"
 devices = ["{devices}"]
 users = ["{users}"]
 bearer = ["{bearer}"]
+[haproxy.public]
+listen = ["{public}"]
+brokers = ["{broker}"]
 [haproxy.limits]
 devices = 200
 users = 200
 bearer = 200
+public = 200
 check-interval = "200ms"
 [mqtt]
 brokers = ["{broker}"]
@@ -106,6 +110,7 @@ reconcile = "500ms"
             devices = free(ip),
             users = free(ip),
             bearer = free(ip),
+            public = free(ip),
             cert = router.cert.display(),
             key = router.key.display(),
         );
@@ -219,8 +224,19 @@ reconcile = "500ms"
         name: &str,
         who: Option<&LeafFiles>,
     ) -> Got {
+        self.got(self.try_connect(door, source, name, self.tls(who))).await
+    }
+
+    /// Connects to a TLS door as a browser does.
+    pub(crate) async fn browse(&self, door: SocketAddr, name: &str) -> Got {
+        let mut tls = self.tls(None);
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        self.got(self.try_connect(door, None, name, tls)).await
+    }
+
+    async fn got(&self, connecting: impl Future<Output = std::io::Result<String>>) -> Got {
         let start = Instant::now();
-        let got = self.try_connect(door, source, name, who).await;
+        let got = connecting.await;
         let Ok(banner) = got else {
             assert!(
                 start.elapsed() < Duration::from_secs(1),
@@ -237,7 +253,7 @@ reconcile = "500ms"
         door: SocketAddr,
         source: Option<IpAddr>,
         name: &str,
-        who: Option<&LeafFiles>,
+        tls: rustls::ClientConfig,
     ) -> std::io::Result<String> {
         let socket = TcpSocket::new_v4()?;
         if let Some(source) = source {
@@ -245,9 +261,7 @@ reconcile = "500ms"
         }
         let stream = socket.connect(door).await?;
         let name = rustls::pki_types::ServerName::try_from(name.to_owned()).map_err(std::io::Error::other)?;
-        let mut stream = TlsConnector::from(Arc::new(self.tls(who)))
-            .connect(name, stream)
-            .await?;
+        let mut stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await?;
         let mut line = Vec::new();
         while !line.ends_with(b"\n") {
             line.push(stream.read_u8().await?);

@@ -6,4 +6,5 @@ mod front;
 mod names;
 mod parts;
 mod pki;
+mod public;
 mod runtime;

@@ -13,9 +13,9 @@ use crate::front::{Front, Got, unix_now};
 use crate::parts::{banner, free, greeter, loopback, until};
 
 /// A running HAProxy that routes to s1, whose tunnel is a greeter.
-struct Door {
-    front: Front,
-    tunnel: SocketAddr,
+pub(crate) struct Door {
+    pub(crate) front: Front,
+    pub(crate) tunnel: SocketAddr,
 }
 
 fn rows(rows: &[(&str, String)]) -> Rows {
@@ -25,7 +25,7 @@ fn rows(rows: &[(&str, String)]) -> Rows {
 }
 
 impl Door {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let mut front = Front::alone();
         let tunnel = greeter(free(loopback()), "device").await;
         let key = |server: &str| front.master.key(&server.parse().unwrap()).to_base64();
@@ -40,7 +40,7 @@ impl Door {
         Self { front, tunnel }
     }
 
-    fn name(&self, user: &str) -> String {
+    pub(crate) fn name(&self, user: &str) -> String {
         self.front.name("s1", self.tunnel.port(), Some(user))
     }
 
@@ -62,7 +62,7 @@ impl Door {
     }
 }
 
-fn in_() -> Got {
+pub(crate) fn in_() -> Got {
     Got::Banner(banner("device"))
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::files;
 use crate::parts::server;
-use crate::place::{DOMAIN, LB};
+use crate::place::{DOMAIN, LB, LB_PUBLIC};
 use crate::setup::Setup;
 
 /// The directory of the authorities, as programs see it.
@@ -32,18 +32,12 @@ pub fn create(setup: &Setup) -> Result<()> {
     for below in ["broker", "router"] {
         files::make_dir(&setup.root.join(below))?;
     }
-    tls(setup, "broker", &["--name", "broker", "--ip", &LB.to_string()])?;
+    let (lb, public) = (LB.to_string(), LB_PUBLIC.to_string());
+    tls(setup, "broker", &["--name", "broker", "--ip", &lb, "--ip", &public])?;
     tls(
         setup,
         "router",
-        &[
-            "--name",
-            &format!("*.{DOMAIN}"),
-            "--name",
-            DOMAIN,
-            "--ip",
-            &LB.to_string(),
-        ],
+        &["--name", &format!("*.{DOMAIN}"), "--name", DOMAIN, "--ip", &lb],
     )
 }
 

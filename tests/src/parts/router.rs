@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, pki, redis, server};
-use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_USERS, Place, socket};
+use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_PUBLIC, LB_USERS, Place, socket};
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
 use crate::run;
@@ -61,6 +61,10 @@ devices = ["{devices_at}"]
 users = ["{users_at}"]
 bearer = ["{bearer_at}"]
 https = ["{https_at}"]
+
+[haproxy.public]
+listen = ["{public_at}"]
+brokers = ["{broker}"]
 {limits}
 [mqtt]
 brokers = ["{broker}"]
@@ -85,6 +89,7 @@ servers-ca = "{servers}"
         users_at = socket(LB, LB_USERS),
         bearer_at = socket(LB, LB_BEARER),
         https_at = socket(LB, LB_HTTPS),
+        public_at = socket(LB_PUBLIC, LB_USERS),
         broker = broker::address(),
         limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
         redis = redis::url(setup),
@@ -94,13 +99,15 @@ servers-ca = "{servers}"
 
 /// How many connections HAProxy takes on, where it may not open as many files as it would by default.
 fn limits(files: u64) -> String {
-    // Two files per connection, and some for its checks and doors; by default it asks for 146,035.
-    if files >= 150_000 {
+    // Two files per connection, and some for its checks and doors; by default it asks for 246,035.
+    if files >= 250_000 {
         return String::new();
     }
     let connections = files.saturating_sub(3000).max(200) / 2;
-    let [devices, users, bearer, https] = [11, 7, 1, 1].map(|twentieths| connections * twentieths / 20);
-    format!("\n[haproxy.limits]\ndevices = {devices}\nusers = {users}\nbearer = {bearer}\nhttps = {https}\n")
+    let [devices, users, bearer, https, public] = [10, 6, 1, 1, 2].map(|twentieths| connections * twentieths / 20);
+    format!(
+        "\n[haproxy.limits]\ndevices = {devices}\nusers = {users}\nbearer = {bearer}\nhttps = {https}\npublic = {public}\n"
+    )
 }
 
 /// Enrols the router and renders a configuration with which HAProxy can start.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a story fails where it stands")]
 
 mod access;
+mod firewall;
 mod https;
 mod identity;
 mod leases;
@@ -27,8 +28,8 @@ fn lab() -> Arc<Lab> {
     }
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
-        devices: 12,
-        users: 8,
+        devices: 14,
+        users: 9,
     };
     let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
     *shared = Arc::downgrade(&lab);

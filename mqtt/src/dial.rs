@@ -1,17 +1,14 @@
-//! The connection that an ssh is started with.
-//!
-//! A socket that ssh opens itself waits twice for 40 ms, Nagle's algorithm against the peer's delayed acknowledgement,
-//! and notices a dead peer late. This one is set up first and becomes ssh's standard input and output, which
-//! `ProxyCommand -` has it use (sshconnect.c, since OpenSSH 6.6; ssh_config(5) does not mention it). No process stands
-//! in between: one that hands its socket over (`ProxyUseFdpass`) and the shell that ssh starts it with take a fifth
-//! of the processor time of the whole login.
+//! Connections that are quick and whose loss is soon noticed, through a proxy where there is one.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rssh_proto::HostPort;
 use rustix::net::sockopt;
+use tokio::net::TcpStream;
+
+use crate::proxy::{Proxies, Proxy, Refusal};
 
 /// How long one address may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
@@ -27,13 +24,40 @@ pub enum DialError {
     Resolve { host: String, source: io::Error },
     #[error("cannot connect to {to}: {source}")]
     Connect { to: HostPort, source: io::Error },
+    #[error("no way to {to} through the proxy: {reason}")]
+    Unproxied { to: HostPort, reason: String },
+    #[error("the proxy {proxy} does not connect to {to}: {refusal}")]
+    Refused {
+        proxy: Proxy,
+        to: HostPort,
+        refusal: Refusal,
+    },
+}
+
+/// Connects to a host, through its proxy if it has one.
+///
+/// # Errors
+/// When the host or the proxy has no address, none answers, or the proxy refuses.
+pub async fn dial(to: &HostPort, proxies: &Proxies) -> Result<TcpStream, DialError> {
+    let Some(proxy) = proxies.of(to) else {
+        return direct(to).await;
+    };
+    let mut stream = direct(proxy.address()).await.map_err(|error| DialError::Unproxied {
+        to: to.clone(),
+        reason: error.to_string(),
+    })?;
+    match proxy.connect(&mut stream, to).await {
+        Ok(()) => Ok(stream),
+        Err(refusal) => Err(DialError::Refused {
+            proxy: proxy.clone(),
+            to: to.clone(),
+            refusal,
+        }),
+    }
 }
 
 /// Connects to the first address of a host that answers.
-///
-/// # Errors
-/// When the host has no address, or none answers.
-pub async fn dial(to: &HostPort) -> Result<TcpStream, DialError> {
+async fn direct(to: &HostPort) -> Result<TcpStream, DialError> {
     let host = to.host();
     let addresses = tokio::net::lookup_host((host.as_str(), to.port()))
         .await
@@ -55,8 +79,7 @@ pub async fn dial(to: &HostPort) -> Result<TcpStream, DialError> {
 }
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(address)).await??;
-    let stream = stream.into_std()?;
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
     tune(&stream);
     Ok(stream)
 }
@@ -80,7 +103,8 @@ mod tests {
     async fn the_socket_is_connected_and_tuned() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let stream = dial(&address.to_string().parse().unwrap()).await.unwrap();
+        let to = address.to_string().parse().unwrap();
+        let stream = dial(&to, &Proxies::default()).await.unwrap();
         assert!(stream.nodelay().unwrap());
         assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 30_000);
         assert_eq!(stream.peer_addr().unwrap(), address);
@@ -89,7 +113,7 @@ mod tests {
     #[tokio::test]
     async fn a_closed_port_is_named() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = dial(&address.to_string().parse().unwrap())
+        let error = dial(&address.to_string().parse().unwrap(), &Proxies::default())
             .await
             .unwrap_err()
             .to_string();
