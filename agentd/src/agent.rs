@@ -1,5 +1,6 @@
 //! The agent's loop: messages, ssh and time go into [`Tunnels`], and what it commands is done.
 
+mod answer;
 mod prepare;
 mod voice;
 
@@ -13,7 +14,7 @@ use rssh_mqtt::way::Now;
 use rssh_mqtt::{Event, Message, Session, Way};
 use rssh_proto::DeviceId;
 use rssh_proto::claim::Claimed;
-use rssh_proto::payload::{self, DeviceStatus};
+use rssh_proto::payload::{self, DeviceEventKind, DeviceStatus};
 use rssh_proto::topic::Topic;
 use sd_notify::NotifyState;
 use serde::de::DeserializeOwned;
@@ -22,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::control;
 use crate::network;
 use crate::process::{Process, since_boot};
 use crate::ssh::inherit::{Adopted, Inherited, Record};
@@ -94,8 +96,17 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
         }),
         ready: false,
         dropped: 0,
+        connected: false,
+        since: Instant::now(),
+        trouble: None,
     };
+    if let Some(left) = control::kept_pause(agent.ssh.run_dir()) {
+        agent.tunnels.handle_pause(Instant::now() + left);
+    }
     agent.adopt(inherited).await;
+    let mut orders = control::listen(agent.ssh.run_dir())
+        .inspect_err(|error| tracing::warn!(%error, "cannot answer rssh-agentd status"))
+        .ok();
     let mut changes = network::watch()
         .inspect_err(|error| tracing::warn!(%error, "cannot watch the network; a change is noticed by silence only"))
         .ok();
@@ -109,7 +120,11 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
                 None => break Leave::Closing,
             },
             Some(happening) = happened.recv() => agent.handle_happening(happening),
-            Some(()) = changed(&mut changes) => agent.handle_network(),
+            Some(()) = next(&mut changes) => agent.handle_network(),
+            Some((order, reply)) = next(&mut orders) => {
+                // Who no longer waits is no fault.
+                let _ = reply.send(agent.handle_control(order));
+            }
             () = until(due) => {
                 let commands = agent.tunnels.handle_timeout(Instant::now());
                 agent.execute(commands);
@@ -146,9 +161,9 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-async fn changed(changes: &mut Option<mpsc::Receiver<()>>) -> Option<()> {
-    match changes {
-        Some(changes) => changes.recv().await,
+async fn next<T>(channel: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match channel {
+        Some(channel) => channel.recv().await,
         None => std::future::pending().await,
     }
 }
@@ -179,6 +194,11 @@ struct Agent {
     ready: bool,
     /// Messages that were not valid orders.
     dropped: u64,
+    connected: bool,
+    /// When that last changed.
+    since: Instant,
+    /// What failed last.
+    trouble: Option<(Instant, String)>,
 }
 
 impl Agent {
@@ -214,6 +234,10 @@ impl Agent {
     }
 
     fn handle_event(&mut self, event: Event) {
+        if let Event::Down(down) = &event {
+            self.note(down.to_string());
+            self.turn(false);
+        }
         match event {
             Event::Up => self.handle_up(),
             Event::Down(down @ Down::Unreachable { .. }) => tracing::info!("{down}"),
@@ -223,6 +247,7 @@ impl Agent {
     }
 
     fn handle_up(&mut self) {
+        self.turn(true);
         self.voice.online(self.tunnels.held());
         if !self.ready {
             self.ready = true;
@@ -307,6 +332,11 @@ impl Agent {
             match command {
                 Command::Report { tunnel, epoch, event } => {
                     tracing::info!(%tunnel, ?event, "report");
+                    match &event {
+                        DeviceEventKind::Failed(failure) => self.note(failure.message().to_owned()),
+                        DeviceEventKind::Lost { reason } => self.note(format!("tunnel {tunnel} was lost: {reason}")),
+                        _ => {}
+                    }
                     self.voice.report(tunnel, epoch, event);
                 }
                 Command::Dial { attempt, to } => {

@@ -1,14 +1,16 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rssh_proto::duration::Span;
 use rssh_proto::{DeviceId, FailureKind};
 use tracing::Level;
 
 use crate::config::Config;
-use crate::{agent, init};
+use crate::control::Order;
+use crate::{agent, ask, check, init};
 
 /// The rssh device agent: opens reverse SSH tunnels when it is asked to, and only then.
 #[derive(Debug, Parser)]
@@ -35,6 +37,32 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
     },
+    /// Says what the running agent does, and what failed last; exit code 69 while there is no broker.
+    Status {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ends every tunnel, and opens none for a while.
+    Pause {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// For how long.
+        #[arg(long = "for", value_name = "SPAN", default_value = "1h", value_parser = ask::pause)]
+        length: Span,
+    },
+    /// Ends a pause.
+    Resume {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Tries the brokers, the load balancer and the targets from here; exit code 69 when one fails.
+    Check {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
     /// Says whether a configuration can be used, and what is wrong with it.
     CheckConfig {
         #[arg(long, value_name = "FILE")]
@@ -53,7 +81,9 @@ pub fn main() -> ExitCode {
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit { code, error }) => {
-            eprintln!("rssh-agentd: {error:#}");
+            if let Some(error) = error {
+                eprintln!("rssh-agentd: {error:#}");
+            }
             ExitCode::from(code)
         }
     }
@@ -62,22 +92,58 @@ pub fn main() -> ExitCode {
 /// Why the program ends, and with which exit code.
 struct Exit {
     code: u8,
-    error: anyhow::Error,
+    /// Nothing when all is said.
+    error: Option<anyhow::Error>,
+}
+
+impl Exit {
+    /// What was found is told, and not well.
+    fn quiet() -> Self {
+        Self {
+            code: FailureKind::NobodyServing.exit_code(),
+            error: None,
+        }
+    }
 }
 
 /// A fault of the configuration, or of what it names (EX_CONFIG).
 fn misconfigured(error: impl Into<anyhow::Error>) -> Exit {
     Exit {
         code: FailureKind::Configuration.exit_code(),
-        error: error.into(),
+        error: Some(error.into()),
     }
 }
 
 fn failed(error: impl Into<anyhow::Error>) -> Exit {
     Exit {
         code: FailureKind::Internal.exit_code(),
-        error: error.into(),
+        error: Some(error.into()),
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)
+}
+
+/// Asks the running agent, and tells its status.
+fn asked(config: &Path, order: Order, json: bool) -> Result<(), Exit> {
+    let config = Config::load(config).map_err(misconfigured)?;
+    match runtime()?.block_on(ask::ask(&config, order, json)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Exit::quiet()),
+        Err(error) => Err(Exit {
+            code: FailureKind::NobodyServing.exit_code(),
+            error: Some(error.into()),
+        }),
+    }
+}
+
+/// What was asked for is done, whether there is a broker or not.
+fn connected_or_not(exit: Exit) -> Result<(), Exit> {
+    if exit.error.is_none() { Ok(()) } else { Err(exit) }
 }
 
 fn run(command: Command) -> Result<(), Exit> {
@@ -86,11 +152,18 @@ fn run(command: Command) -> Result<(), Exit> {
             let prepared = Config::load(&config)
                 .map_err(misconfigured)
                 .and_then(|config| agent::Prepared::new(config).map_err(misconfigured))?;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(failed)?;
-            runtime.block_on(agent::run(prepared)).map_err(failed)
+            runtime()?.block_on(agent::run(prepared)).map_err(failed)
+        }
+        Command::Status { config, json } => asked(&config, Order::Status, json),
+        Command::Pause { config, length } => {
+            let for_s = length.duration().as_secs();
+            asked(&config, Order::Pause { for_s }, false).or_else(connected_or_not)
+        }
+        Command::Resume { config } => asked(&config, Order::Resume, false).or_else(connected_or_not),
+        Command::Check { config } => {
+            let config = Config::load(&config).map_err(misconfigured)?;
+            let well = runtime()?.block_on(check::check(&config)).map_err(misconfigured)?;
+            if well { Ok(()) } else { Err(Exit::quiet()) }
         }
         Command::CheckConfig { config } => Config::load(&config)
             .map_err(misconfigured)

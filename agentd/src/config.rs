@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rssh_mqtt::proxy::{Choice, Proxies, ProxyError};
+use rssh_mqtt::toml_file::{self, FileError};
 use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::DeviceStatus;
@@ -19,13 +19,8 @@ use crate::ssh::version::{self, VersionError};
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{path} is not a valid configuration: {source}")]
-    Parse {
-        path: PathBuf,
-        source: Box<toml::de::Error>,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("[mqtt] brokers is empty; name at least one HOST:PORT")]
     NoBroker,
     #[error("[tunnels] max = {0} is not possible; use 1 to {max}", max = DeviceStatus::MAX_TUNNELS)]
@@ -189,21 +184,10 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or a value in it cannot be used.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let mut config = Self::parse(&text).map_err(|source| ConfigError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
+        let mut config: Self = toml_file::load(path)?;
         config.make_absolute(path)?;
         config.validate()?;
         Ok(config)
-    }
-
-    fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
     }
 
     fn make_absolute(&mut self, file: &Path) -> Result<(), ConfigError> {
@@ -217,7 +201,7 @@ impl Config {
             &mut self.ssh.program,
         ];
         for path in paths.into_iter().chain(&mut self.proxy_password_file) {
-            *path = std::path::absolute(&*path).map_err(|source| ConfigError::Read {
+            *path = std::path::absolute(&*path).map_err(|source| FileError::Read {
                 path: file.to_owned(),
                 source,
             })?;

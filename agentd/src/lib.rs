@@ -3,8 +3,11 @@
 //! [`tunnel`] decides, [`agent`] executes: one MQTT session, and one `ssh` process per tunnel, driven by [`ssh`].
 
 pub mod agent;
+pub mod ask;
+pub mod check;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod generation;
 pub mod init;
 pub mod network;

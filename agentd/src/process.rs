@@ -27,9 +27,7 @@ impl Process {
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let started = parse_start(&stat).ok_or(io::ErrorKind::InvalidData)?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-            .trim_end()
-            .to_owned();
+        let boot = boot()?;
         Ok(Self { pid, started, boot })
     }
 
@@ -39,6 +37,15 @@ impl Process {
         // From here on the id cannot become another's unnoticed: the handle is of whoever has it now.
         (Self::of(self.pid).ok()? == *self).then_some(handle)
     }
+}
+
+/// Names this boot of the machine.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn boot() -> io::Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(id.trim_end().to_owned())
 }
 
 /// The name of the program comes second, in parentheses, and may hold anything.

@@ -3,6 +3,8 @@
 //! ```text
 //! run/lock             held while an agent runs
 //! run/ssh_config       what every ssh of this agent reads
+//! run/control          where the agent answers whoever is at the device
+//! run/paused           until when it opens no tunnels
 //! run/<tunnel>/ctl     the ssh master's control socket
 //! run/<tunnel>/log     what it said
 //! run/<tunnel>/record  what the next agent needs to carry it on
@@ -45,15 +47,21 @@ impl RunDir {
     /// # Errors
     /// When neither can be used, or another agent uses it.
     pub fn open(state_dir: &Path, device: &DeviceId) -> Result<Self, RunDirError> {
-        let error = match Self::at(state_dir.join("run")) {
+        let [usual, fallback] = Self::places(state_dir, device);
+        let error = match Self::at(usual) {
             Err(RunDirError::Unusable { source, .. }) => source,
             done => return done,
         };
-        let fallback =
-            std::env::temp_dir().join(format!("rssh-agentd-{}-{device}", rustix::process::geteuid().as_raw()));
         let opened = Self::at(fallback)?;
         tracing::warn!(state_dir = %state_dir.display(), %error, instead = %opened.path.display(), "cannot write state-dir");
         Ok(opened)
+    }
+
+    /// Where the run directory of an agent of this account may be.
+    pub fn places(state_dir: &Path, device: &DeviceId) -> [PathBuf; 2] {
+        let account = rustix::process::geteuid().as_raw();
+        let fallback = std::env::temp_dir().join(format!("rssh-agentd-{account}-{device}"));
+        [state_dir.join("run"), fallback]
     }
 
     fn at(path: PathBuf) -> Result<Self, RunDirError> {
@@ -89,6 +97,16 @@ impl RunDir {
     /// The configuration file of every ssh.
     pub fn ssh_config(&self) -> PathBuf {
         self.path.join("ssh_config")
+    }
+
+    /// Where the agent answers: a short path, valid in this process.
+    pub fn control(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{CONTROL}", self.dir.as_raw_fd()))
+    }
+
+    /// Where a pause is kept for the next agent.
+    pub fn paused(&self) -> PathBuf {
+        self.path.join("paused")
     }
 
     /// Makes the empty directory of a tunnel.
@@ -170,6 +188,8 @@ impl RunDir {
     }
 }
 
+/// The name of the agent's own socket.
+pub const CONTROL: &str = "control";
 /// The control socket's name within a tunnel's directory.
 pub const SOCKET: &str = "ctl";
 /// The name of what ssh says.

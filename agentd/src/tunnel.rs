@@ -24,6 +24,7 @@ mod handover;
 mod history;
 mod network;
 mod order;
+mod pause;
 #[cfg(test)]
 mod tests;
 
@@ -135,6 +136,8 @@ pub struct Tunnels {
     history: History,
     numbers: u64,
     leaving: bool,
+    /// Until when no order is carried out.
+    paused: Option<Instant>,
     commands: Vec<Command>,
 }
 
@@ -147,6 +150,7 @@ impl Tunnels {
             history: History::default(),
             numbers: 0,
             leaving: false,
+            paused: None,
             commands: Vec::new(),
         }
     }

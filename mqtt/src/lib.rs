@@ -12,6 +12,7 @@ pub mod proxy;
 mod relay;
 pub mod session;
 mod settings;
+pub mod toml_file;
 pub mod way;
 
 pub use event::{Delivery, Event, Message, Publish, PublishError};

@@ -1,11 +1,11 @@
 //! `routerd.toml`.
 
 use std::fmt;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rssh_mqtt::toml_file::{self, FileError};
 use rssh_mqtt::{IdentityFiles, identity};
 use rssh_proto::duration::Span;
 use rssh_proto::name::{NameMaster, ProxyDomain};
@@ -15,10 +15,8 @@ use serde::Deserialize;
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a routerd configuration: {reason}")]
-    Syntax { path: PathBuf, reason: String },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{key} in the configuration is not usable: {reason}")]
     Value { key: &'static str, reason: String },
 }
@@ -306,14 +304,7 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or says something that cannot work.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
-            path: path.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
-        })?;
+        let config: Self = toml_file::load(path)?;
         config.check()?;
         Ok(config)
     }

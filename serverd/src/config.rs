@@ -1,11 +1,11 @@
 //! `serverd.toml`.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rssh_mqtt::IdentityFiles;
+use rssh_mqtt::toml_file::{self, FileError};
 use rssh_proto::duration::Span;
 use rssh_proto::name::ProxyDomain;
 use rssh_proto::text::quoted;
@@ -15,13 +15,8 @@ use serde::Deserialize;
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the configuration {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("the configuration {path} is wrong: {source}")]
-    Parse {
-        path: PathBuf,
-        source: Box<toml::de::Error>,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("the configuration {path} is wrong: {what}")]
     Value { path: PathBuf, what: String },
 }
@@ -232,14 +227,7 @@ impl Config {
     /// # Errors
     /// When the file is missing, is not TOML, has an unknown key or a value that makes no sense.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
+        let config: Self = toml_file::load(path)?;
         match config.fault() {
             Some(what) => Err(ConfigError::Value {
                 path: path.to_owned(),

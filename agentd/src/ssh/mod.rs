@@ -169,6 +169,11 @@ impl Ssh {
         Self { proxies, lb, ..self }
     }
 
+    /// The directory that it runs in.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run
+    }
+
     /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
     /// returns, unless `stop` says so, nor when it is dropped.
     pub async fn carry(

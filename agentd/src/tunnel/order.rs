@@ -21,7 +21,7 @@ impl Tunnels {
             let claimed = tunnel.claimed;
             self.report(id, claimed, DeviceEventKind::Accepted);
         } else {
-            match self.plan(&order) {
+            match self.plan(&order, now) {
                 Ok(landing) => self.accept(&order, landing, now),
                 Err(failure) => self.refuse(&order, failure),
             }
@@ -47,7 +47,10 @@ impl Tunnels {
     }
 
     /// Whether an order may be carried out, and how.
-    fn plan(&self, order: &OpenOrder) -> Result<Landing, Failure> {
+    fn plan(&self, order: &OpenOrder, now: Instant) -> Result<Landing, Failure> {
+        if let Some(failure) = self.paused_failure(now) {
+            return Err(failure);
+        }
         let account: Account = order
             .ssh_user
             .parse()

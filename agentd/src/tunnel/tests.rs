@@ -12,6 +12,7 @@ mod histories;
 mod life;
 mod network;
 mod orders;
+mod pause;
 mod targets;
 
 const TTL: Duration = Duration::from_secs(600);

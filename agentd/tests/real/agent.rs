@@ -13,16 +13,16 @@ use crate::broker::{Broker, Server};
 use crate::rig::{Running, Sshd, banner, processes_with, run, serve_banner, wait_for};
 
 /// A device with all that its agent talks to.
-struct World {
+pub(crate) struct World {
     sshd: Sshd,
-    broker: Broker,
+    pub(crate) broker: Broker,
     dir: tempfile::TempDir,
     /// The port of the service that the device may offer.
     service: u16,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = Self {
             sshd: Sshd::start(),
             broker: Broker::start(),
@@ -50,7 +50,7 @@ impl World {
         world
     }
 
-    fn config(&self) -> std::path::PathBuf {
+    pub(crate) fn config(&self) -> std::path::PathBuf {
         self.dir.path().join("agentd.toml")
     }
 
@@ -58,7 +58,7 @@ impl World {
         self.dir.path().join("state")
     }
 
-    fn agent(&self) -> Running {
+    pub(crate) fn agent(&self) -> Running {
         self.agent_with(&self.config())
     }
 
@@ -78,11 +78,11 @@ impl World {
         Running(child)
     }
 
-    fn ssh_processes(&self) -> Vec<u32> {
+    pub(crate) fn ssh_processes(&self) -> Vec<u32> {
         processes_with(&self.state())
     }
 
-    fn order(&self, target: &str) -> OpenOrder {
+    pub(crate) fn order(&self, target: &str) -> OpenOrder {
         OpenOrder {
             v: V1,
             tunnel: TunnelId::generate(),
@@ -97,7 +97,7 @@ impl World {
     }
 
     /// Waits until the device's service is reached through the tunnel.
-    async fn proven(&self) {
+    pub(crate) async fn proven(&self) {
         let port = self.sshd.granted;
         tokio::task::spawn_blocking(move || {
             wait_for("the tunnel carries", || {
@@ -109,7 +109,7 @@ impl World {
     }
 }
 
-fn terminate(agent: &mut Running) -> ExitStatus {
+pub(crate) fn terminate(agent: &mut Running) -> ExitStatus {
     run("kill", &["-TERM", &agent.0.id().to_string()]);
     agent.0.wait().unwrap()
 }

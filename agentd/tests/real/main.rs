@@ -5,6 +5,7 @@
 )]
 
 mod agent;
+mod at_the_device;
 mod broker;
 mod rig;
 mod ssh;
