@@ -9,6 +9,9 @@ help:
 	@echo 'make bench         measure against what a person would do instead (BENCH=--help lists options)'
 	@echo 'make faults        inject one fault after another and check that the promises hold; FAULTS="--list" names them'
 	@echo 'make soak          random faults under load, for SOAK=30m or as long as you say, such as SOAK=8h'
+	@echo 'make api-test      try the HTTP API against its own OpenAPI document, with schemathesis from PyPI'
+	@echo 'make ansible-test  ansible, from PyPI, over the devices of a lab'
+	@echo 'make recording     make the picture in the README from a real run'
 	@echo 'make build         build every program'
 	@echo 'make packages      install the Debian packages that the demo and the tests need'
 
@@ -45,3 +48,15 @@ SOAK ?= 30m
 .PHONY: soak
 soak: build
 	@target/debug/rssh-faults soak --time $(SOAK)
+
+.PHONY: api-test
+api-test: build
+	@tests/api-test
+
+.PHONY: ansible-test
+ansible-test: build
+	@tests/ansible-test
+
+.PHONY: recording
+recording: build
+	@target/debug/rssh-lab record docs/demo.svg

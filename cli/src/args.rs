@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use rssh_proto::FailureKind;
 use rssh_proto::text::sanitize;
 
@@ -76,9 +76,26 @@ pub struct Common {
     /// Use this profile instead of RSSH_PROFILE or ~/.config/rssh/profile.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub profile: Option<PathBuf>,
+    /// How requests reach a server: by MQTT, or by HTTPS to the profile's url
+    #[arg(
+        long,
+        global = true,
+        value_name = "mqtt|http",
+        default_value = "mqtt",
+        hide_possible_values = true
+    )]
+    pub via: Via,
     /// Show no progress and no remarks
     #[arg(short, long, global = true)]
     pub quiet: bool,
+}
+
+/// How requests reach a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Via {
+    #[default]
+    Mqtt,
+    Http,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +114,7 @@ pub enum Command {
     Web(WebArgs),
     Init(InitArgs),
     Config(ConfigArgs),
+    KnownHosts(KnownHostsArgs),
     Doctor(DoctorArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),

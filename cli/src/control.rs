@@ -1,4 +1,4 @@
-//! The control plane: carries requests over MQTT and brings their answers.
+//! The control plane: carries requests over MQTT or HTTPS and brings their answers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, yield_now};
 
 use crate::profile::Profile;
 use crate::request::{Answer, Ask, Command};
+use crate::via::Api;
 
 /// For how long a tunnel that was given up is closed at most.
 const GIVING_UP: Span = Span::seconds(2);
@@ -22,56 +23,55 @@ const EXPLAINING: Span = Span::seconds(2);
 
 type Acknowledged = oneshot::Receiver<Result<Delivery, PublishError>>;
 
-/// A session with the broker for a command's requests.
+/// The way to the servers, for a command's requests.
 pub struct Control {
     user: UserId,
     session_id: SessionId,
+    link: Link,
+    brokers: usize,
+}
+
+/// By what requests go.
+enum Link {
+    Broker(Broker),
+    Api(Api),
+}
+
+/// A session with the broker.
+struct Broker {
     replies: String,
     session: Session,
     events: mpsc::Receiver<Event>,
     driver: AbortHandle,
-    brokers: usize,
 }
 
 impl Control {
     /// Starts to connect; must be called within a runtime.
     pub fn start(profile: &Profile, tls: Arc<rustls::ClientConfig>) -> Self {
         let session_id = SessionId::generate();
-        let replies = Topic::UserReply(profile.user.clone(), session_id.clone()).to_string();
-        let (session, events, driver) = Session::new(Settings {
-            brokers: profile.brokers.clone(),
-            tls,
-            cn: profile.user.to_string(),
-            keep_alive: Duration::from_secs(30),
-            inflight: 8,
-            queue: 16,
-            subscriptions: vec![replies.clone()],
-            will: None,
-            reconnect: (Duration::from_millis(100), Duration::from_secs(1)),
-            dial: Dial {
-                roams: false,
-                proxies: profile.proxies.clone(),
-            },
-        });
+        let link = match &profile.api {
+            Some(url) => Link::Api(Api::new(url.clone(), tls, profile.proxies.clone())),
+            None => Link::Broker(Broker::start(profile, tls, &session_id)),
+        };
         Self {
             user: profile.user.clone(),
             session_id,
-            replies,
-            session,
-            events,
-            driver: tokio::spawn(driver).abort_handle(),
+            link,
             brokers: profile.brokers.len(),
         }
     }
 
-    /// Waits until the session is up, which includes that answers can come.
+    /// Waits until the session with the broker is up, which includes that answers can come.
     ///
     /// # Errors
     /// Why it is not, at each broker; the last reason.
     pub async fn connected(&mut self) -> Result<(), Down> {
+        let Link::Broker(broker) = &mut self.link else {
+            return Ok(());
+        };
         let mut tries = self.brokers;
         loop {
-            match self.events.recv().await {
+            match broker.events.recv().await {
                 Some(Event::Up) => return Ok(()),
                 Some(Event::Down(down)) if tries <= 1 => return Err(down),
                 Some(Event::Down(_)) => tries -= 1,
@@ -96,6 +96,85 @@ impl Control {
     /// # Errors
     /// The failure that ended it, ours or a server's.
     pub async fn carry(&mut self, ask: &mut Ask, mut progress: impl FnMut(Rank, &ServerId)) -> Result<Answer, Failure> {
+        match &mut self.link {
+            Link::Broker(broker) => broker.carry(&self.user, ask, &mut progress).await,
+            Link::Api(api) => by_http(api, ask, &mut progress).await,
+        }
+    }
+
+    /// Gives up the tunnel that a request made or joined, as far as that can be done in short time.
+    pub async fn give_up(&mut self, request: TunnelId) {
+        if matches!(&self.link, Link::Broker(broker) if !broker.session.is_up()) {
+            return;
+        }
+        let op = Operation::Close(CloseRequest {
+            which: Which::Tunnel(request),
+            force: false,
+        });
+        let mut ask = self.ask(op, GIVING_UP);
+        let outcome = self.carry(&mut ask, |_, _| {}).await;
+        tracing::debug!(%request, ?outcome, "gave the tunnel up");
+    }
+
+    /// What a server has heard against a tunnel that it called open and that carries nothing, such as that the device
+    /// found nobody at the target.
+    pub async fn objection(&mut self, tunnel: TunnelId, deadline: Instant) -> Option<Failure> {
+        use FailureKind as Kind;
+        let by = deadline.min(Instant::now() + EXPLAINING.duration());
+        let mut ask = self.ask_by(Operation::Name { tunnel }, EXPLAINING, by);
+        let failure = self.carry(&mut ask, |_, _| {}).await.err()?;
+        // Others say that the question was not answered, or nothing that the asker did not know.
+        let telling = matches!(
+            failure.kind,
+            Kind::TargetRefused | Kind::TargetNotAllowed | Kind::Offline | Kind::NotAnswering | Kind::SshFailed
+        );
+        telling.then_some(failure)
+    }
+
+    /// Ends the session: says goodbye, but waits for no answer to that.
+    pub async fn leave(self) {
+        let Link::Broker(broker) = self.link else { return };
+        broker.session.goodbye();
+        // The driver needs a turn to take the goodbye up and one to write it.
+        for _ in 0..3 {
+            yield_now().await;
+        }
+        broker.driver.abort();
+    }
+}
+
+impl Broker {
+    fn start(profile: &Profile, tls: Arc<rustls::ClientConfig>, session_id: &SessionId) -> Self {
+        let replies = Topic::UserReply(profile.user.clone(), session_id.clone()).to_string();
+        let (session, events, driver) = Session::new(Settings {
+            brokers: profile.brokers.clone(),
+            tls,
+            cn: profile.user.to_string(),
+            keep_alive: Duration::from_secs(30),
+            inflight: 8,
+            queue: 16,
+            subscriptions: vec![replies.clone()],
+            will: None,
+            reconnect: (Duration::from_millis(100), Duration::from_secs(1)),
+            dial: Dial {
+                roams: false,
+                proxies: profile.proxies.clone(),
+            },
+        });
+        Self {
+            replies,
+            session,
+            events,
+            driver: tokio::spawn(driver).abort_handle(),
+        }
+    }
+
+    async fn carry(
+        &mut self,
+        user: &UserId,
+        ask: &mut Ask,
+        progress: &mut impl FnMut(Rank, &ServerId),
+    ) -> Result<Answer, Failure> {
         let mut acknowledged: Option<Acknowledged> = None;
         let mut commands = if self.session.is_up() {
             ask.handle_up(Instant::now())
@@ -106,7 +185,7 @@ impl Control {
             for command in commands {
                 match command {
                     Command::Publish(request) => {
-                        let topic = Topic::UserRequest(self.user.clone());
+                        let topic = Topic::UserRequest(user.clone());
                         let expiry = Duration::from_millis(u64::from(request.deadline_ms));
                         let publish = Publish::new(topic, payload::encode(&request)).expiring(expiry);
                         tracing::debug!(request = %request.id, "request sent");
@@ -116,12 +195,7 @@ impl Control {
                     Command::Finish(outcome) => return outcome,
                 }
             }
-            let Some(due) = ask.poll_timeout() else {
-                return Err(Failure::new(
-                    FailureKind::Internal,
-                    "the request ended without an outcome",
-                ));
-            };
+            let due = ask.poll_timeout().ok_or_else(endless)?;
             commands = tokio::select! {
                 event = self.events.recv() => match event {
                     Some(Event::Up) => ask.handle_up(Instant::now()),
@@ -151,45 +225,44 @@ impl Control {
             .inspect_err(|error| tracing::debug!(%error, "reply dropped"))
             .ok()
     }
+}
 
-    /// Gives up the tunnel that a request made or joined, as far as that can be done in short time.
-    pub async fn give_up(&mut self, request: TunnelId) {
-        if !self.session.is_up() {
-            return;
+/// The same by HTTPS: each sending of the request has answers of its own.
+async fn by_http(api: &Api, ask: &mut Ask, progress: &mut impl FnMut(Rank, &ServerId)) -> Result<Answer, Failure> {
+    let mut answers: Option<mpsc::Receiver<Result<Reply, Failure>>> = None;
+    let mut commands = ask.handle_up(Instant::now());
+    loop {
+        for command in commands {
+            match command {
+                Command::Publish(request) => answers = Some(api.post(&request)),
+                Command::Progress(rank, server) => progress(rank, &server),
+                Command::Finish(outcome) => return outcome,
+            }
         }
-        let op = Operation::Close(CloseRequest {
-            which: Which::Tunnel(request),
-            force: false,
-        });
-        let mut ask = self.ask(op, GIVING_UP);
-        let outcome = self.carry(&mut ask, |_, _| {}).await;
-        tracing::debug!(%request, ?outcome, "gave the tunnel up");
+        let due = ask.poll_timeout().ok_or_else(endless)?;
+        let answer = async {
+            match &mut answers {
+                Some(answers) => answers.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        commands = tokio::select! {
+            answer = answer => match answer {
+                Some(Ok(reply)) => ask.handle_reply(reply, Instant::now()),
+                Some(Err(failure)) => return Err(failure),
+                // The connection broke, or the server has no more to say for now.
+                None => {
+                    answers = None;
+                    vec![]
+                }
+            },
+            () = tokio::time::sleep_until(due.into()) => ask.handle_timeout(Instant::now()),
+        };
     }
+}
 
-    /// What a server has heard against a tunnel that it called open and that carries nothing, such as that the device
-    /// found nobody at the target.
-    pub async fn objection(&mut self, tunnel: TunnelId, deadline: Instant) -> Option<Failure> {
-        use FailureKind as Kind;
-        let by = deadline.min(Instant::now() + EXPLAINING.duration());
-        let mut ask = self.ask_by(Operation::Name { tunnel }, EXPLAINING, by);
-        let failure = self.carry(&mut ask, |_, _| {}).await.err()?;
-        // Others say that the question was not answered, or nothing that the asker did not know.
-        let telling = matches!(
-            failure.kind,
-            Kind::TargetRefused | Kind::TargetNotAllowed | Kind::Offline | Kind::NotAnswering | Kind::SshFailed
-        );
-        telling.then_some(failure)
-    }
-
-    /// Ends the session: says goodbye, but waits for no answer to that.
-    pub async fn leave(self) {
-        self.session.goodbye();
-        // The driver needs a turn to take the goodbye up and one to write it.
-        for _ in 0..3 {
-            yield_now().await;
-        }
-        self.driver.abort();
-    }
+fn endless() -> Failure {
+    Failure::new(FailureKind::Internal, "the request ended without an outcome")
 }
 
 /// The acknowledgement of the latest publish, should one be awaited.

@@ -19,6 +19,7 @@ pub mod control;
 pub mod error;
 pub mod examine;
 pub mod files;
+pub mod host_keys;
 pub mod known;
 pub mod lb;
 pub mod manual;
@@ -35,6 +36,7 @@ pub mod ssh_config;
 pub mod stdio;
 pub mod table;
 pub mod trace;
+pub mod via;
 pub mod watch;
 
 #[cfg(test)]
@@ -93,6 +95,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Web(args) => block_on(cmd::share::web(common, args)),
         Command::Init(args) => cmd::init::run(common, args),
         Command::Config(args) => cmd::config::run(common, args),
+        Command::KnownHosts(args) => block_on(cmd::known_hosts::run(common, args)),
         Command::Completions(args) => complete::register(args.shell),
         Command::Man(args) => manual::write(&args.dir),
         Command::Doctor(args) => block_on(cmd::doctor::run(common, args)),

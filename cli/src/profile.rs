@@ -9,7 +9,7 @@ use std::sync::Arc;
 use directories::ProjectDirs;
 use rssh_mqtt::proxy::{Choice, Proxies, ProxyError};
 use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
-use rssh_proto::{HostPort, UserId};
+use rssh_proto::{HostPort, HttpsUrl, UserId};
 use serde::Deserialize;
 
 use crate::error::Error;
@@ -66,6 +66,12 @@ pub struct Profile {
     pub brokers: Vec<HostPort>,
     /// Where the load balancer takes users' connections.
     pub lb: HostPort,
+    /// Where the installation answers HTTPS.
+    #[serde(default)]
+    pub url: Option<HttpsUrl>,
+    /// Where requests go instead of the brokers.
+    #[serde(skip)]
+    pub api: Option<HttpsUrl>,
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
@@ -114,6 +120,20 @@ impl Profile {
             return Err("brokers is empty; name at least one HOST:PORT".to_owned());
         }
         Ok(profile)
+    }
+
+    /// Sends requests by HTTPS from now on.
+    ///
+    /// # Errors
+    /// When the profile has no `url`.
+    pub fn go_by_http(&mut self) -> Result<(), Error> {
+        if self.url.is_none() {
+            return Err(Error::configuration(
+                "the profile has no url, such as url = \"https://rssh.example.com\"; add it, or leave --via http out",
+            ));
+        }
+        self.api.clone_from(&self.url);
+        Ok(())
     }
 
     /// The TLS client for the broker and the load balancer alike.

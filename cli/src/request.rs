@@ -48,6 +48,7 @@ pub enum Answer {
     Devices(Vec<DeviceInfo>),
     Trace(Box<TunnelTrace>),
     Shared(SharedName),
+    HostKeys(Vec<String>),
 }
 
 /// One request on its way.
@@ -269,11 +270,17 @@ impl Ask {
                 self.finish(Ok(Answer::Trace(Box::new(trace))))
             }
             ReplyBody::Shared(shared) if self.shares(&shared) => self.finish(Ok(Answer::Shared(shared))),
+            ReplyBody::HostKeys { device, keys }
+                if self.request.op == (Operation::HostKeys { device: device.clone() }) =>
+            {
+                self.finish(Ok(Answer::HostKeys(keys)))
+            }
             ReplyBody::Tunnels { .. }
             | ReplyBody::Closed { .. }
             | ReplyBody::Devices { .. }
             | ReplyBody::Trace(_)
-            | ReplyBody::Shared(_) => vec![],
+            | ReplyBody::Shared(_)
+            | ReplyBody::HostKeys { .. } => vec![],
             // A server that refused has nothing left to close.
             ReplyBody::Failed(failure) => {
                 self.heard = 0;
@@ -327,7 +334,8 @@ impl Ask {
             | Operation::Devices
             | Operation::Trace { .. }
             | Operation::Latest { .. }
-            | Operation::Share { .. } => None,
+            | Operation::Share { .. }
+            | Operation::HostKeys { .. } => None,
         }
     }
 
@@ -373,6 +381,7 @@ impl Ask {
                 format!("tunnel {tunnel}")
             }
             Operation::Latest { device, .. } => format!("the latest tunnel to {device}"),
+            Operation::HostKeys { device } => format!("the host keys of {device}"),
             Operation::Devices => "the list of devices".to_owned(),
         }
     }

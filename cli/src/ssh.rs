@@ -62,15 +62,27 @@ impl Proxy {
 
     /// The ProxyCommand for a host, which is quoted already.
     pub fn command(&self, host: &str) -> OsString {
+        let mut command = self.start();
+        if self.quiet {
+            command.push(" --quiet");
+        }
+        command.push(format!(" proxy {host} %p"));
+        command
+    }
+
+    /// The KnownHostsCommand. ssh runs it without a shell, and splits it as a shell would.
+    pub fn known_hosts(&self) -> OsString {
+        let mut command = self.start();
+        command.push(" --quiet known-hosts --cached -- %H");
+        command
+    }
+
+    fn start(&self) -> OsString {
         let mut command = quoted(self.program.as_os_str());
         if let Some(profile) = &self.profile {
             command.push(" --profile ");
             command.push(quoted(absolute(profile).as_os_str()));
         }
-        if self.quiet {
-            command.push(" --quiet");
-        }
-        command.push(format!(" proxy {host} %p"));
         command
     }
 }

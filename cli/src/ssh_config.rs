@@ -30,6 +30,9 @@ pub fn hosts(proxy: &Proxy, devices: &[DeviceId]) -> Option<Vec<u8>> {
     }
     file.extend_from_slice(b"\n    HostName %h\n    ServerAliveInterval 15\n    ProxyCommand ");
     file.extend_from_slice(command.as_bytes());
+    // OpenSSH before 8.5 does not know it, and would take none of the file.
+    file.extend_from_slice(b"\n    IgnoreUnknown KnownHostsCommand\n    KnownHostsCommand ");
+    file.extend_from_slice(proxy.known_hosts().as_bytes());
     file.push(b'\n');
     Some(file)
 }

@@ -104,6 +104,8 @@ pub enum Operation {
     },
     /// Sign a name for a live tunnel that whoever bears it may use, for at most so many seconds.
     Share { tunnel: TunnelId, valid_s: u32 },
+    /// Tell the host keys of a device's own sshd.
+    HostKeys { device: DeviceId },
 }
 
 /// What to open.
@@ -208,6 +210,11 @@ pub enum ReplyBody {
     Trace(TunnelTrace),
     /// A bearer name.
     Shared(SharedName),
+    /// The public host keys of a device's own sshd, `<type> <base64>` each; none when it has reported none.
+    HostKeys {
+        device: DeviceId,
+        keys: Vec<String>,
+    },
     /// These tunnels were given up.
     Closed {
         items: Vec<ClosedTunnel>,
@@ -461,6 +468,12 @@ pub enum ServerOperation {
         /// A bearer name, for so many seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bearer_s: Option<u32>,
+    },
+    /// Hand an answer to a user's session that is at the addressed server: one that came by HTTP.
+    Relay {
+        user: UserId,
+        session: SessionId,
+        reply: Box<Reply>,
     },
 }
 

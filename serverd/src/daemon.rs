@@ -21,7 +21,7 @@ use crate::registry::{self, Signer};
 use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
-use crate::{capacity, control, devices, failover, http, landing, peers, requests, sessions, sshd, web};
+use crate::{capacity, control, devices, failover, http, landing, local, peers, requests, sessions, sshd, web};
 
 /// How many messages are worked on at once; more wait at the broker.
 const AT_ONCE: usize = 256;
@@ -76,6 +76,7 @@ pub async fn run(config: Config) -> Result<()> {
         open_for_landings: AtomicBool::new(false),
         capacity: AtomicU32::new(u32::MAX),
         dropped: AtomicU64::new(0),
+        locals: local::Sessions::default(),
         changed: Notify::new(),
         leases: Mutex::new(leases),
         waiting: Mutex::default(),

@@ -68,7 +68,7 @@ async fn healthz(State(server): State<Arc<Server>>) -> Response {
 
 /// Why devices should not land here. sshd is looked at, never connected to: a busy one would answer late, be taken out,
 /// and pass its load on to the next.
-fn fault(server: &Server) -> Option<&'static str> {
+pub fn fault(server: &Server) -> Option<&'static str> {
     if !server.open_for_landings.load(Ordering::Relaxed) {
         return Some("not serving");
     }

@@ -19,6 +19,7 @@ pub async fn handle(server: Arc<Server>, op: ServerOperation) {
             tracing::info!(%tunnel, %below, sessions = commands.len(), "evicted");
             execute(&server, commands);
         }
+        ServerOperation::Relay { user, session, reply } => server.locals.deliver(&user, &session, *reply),
         ServerOperation::End { tunnel } => sessions::end_here(&server, tunnel),
         ServerOperation::Sign {
             tunnel,
@@ -30,7 +31,7 @@ pub async fn handle(server: Arc<Server>, op: ServerOperation) {
             Ok(Some(found)) if found.state == TunnelState::Active => {
                 let asker = Asker { user, session, request };
                 if let Some(valid_s) = bearer_s {
-                    return requests::share(&server, &asker, &found, valid_s).await;
+                    return requests::sign_bearer(&server, &asker, &found, valid_s).await;
                 }
                 let body = ReplyBody::Opened(server.info(&found));
                 server.reply(&asker, Some(&found), Rank::Final, body);

@@ -77,6 +77,18 @@ pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
             Ok(None) => server.fail(&asker, None, unknown(tunnel)),
             Err(error) => server.store_failed(&asker, &error),
         },
+        Operation::HostKeys { device } => match server.store.host_keys(&asker.user, &device).await {
+            Ok(Some(keys)) => {
+                let body = ReplyBody::HostKeys { device, keys };
+                server.reply(&asker, None, Rank::Final, body);
+            }
+            Ok(None) => {
+                let message =
+                    format!("{device} is not a device that you may open something on; rssh devices lists them");
+                server.fail(&asker, None, Failure::new(FailureKind::UnknownDevice, message));
+            }
+            Err(error) => server.store_failed(&asker, &error),
+        },
         Operation::Name { tunnel } => match server.store.tunnel_of(&asker.user, tunnel).await {
             Ok(Some(tunnel)) => match &tunnel.failure {
                 Some(failure) => server.fail(&asker, Some(&tunnel), failure.clone()),
@@ -264,26 +276,40 @@ async fn name(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel) {
     }
 }
 
-/// Signs a bearer name for an active tunnel, or has it signed where the tunnel is.
-pub async fn share(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, valid_s: u32) {
-    let denied = |message: String| server.fail(asker, Some(tunnel), Failure::new(FailureKind::Denied, message));
-    let Some(bearer_port) = server.config.public.bearer_port else {
-        return denied("nothing is shared here; your operator would set public.bearer-port".to_owned());
-    };
+/// Lets others in to an active tunnel, where its user may do that.
+async fn share(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, valid_s: u32) {
     match server
         .store
         .may_share(&asker.user, &tunnel.device, &tunnel.target)
         .await
     {
-        Ok(true) => {}
+        Ok(true) => sign_bearer(server, asker, tunnel, valid_s).await,
         Ok(false) => {
-            return denied(format!(
+            let message = format!(
                 "{} may not share {} of {}; ask an administrator for a grant",
                 asker.user, tunnel.target, tunnel.device
-            ));
+            );
+            server.fail(asker, Some(tunnel), Failure::new(FailureKind::Denied, message));
         }
-        Err(error) => return server.store_failed(asker, &error),
+        Err(error) => server.store_failed(asker, &error),
     }
+}
+
+/// A bearer name that stays with this server, which proves the user's tunnel by it.
+pub async fn sign_for_proof(server: &Arc<Server>, asker: &Asker, tunnel: TunnelId, valid_s: u32) {
+    match server.store.tunnel_of(&asker.user, tunnel).await {
+        Ok(Some(tunnel)) => sign_bearer(server, asker, &tunnel, valid_s).await,
+        Ok(None) => server.fail(asker, None, unknown(tunnel)),
+        Err(error) => server.store_failed(asker, &error),
+    }
+}
+
+/// Signs a bearer name for an active tunnel, or has it signed where the tunnel is.
+pub async fn sign_bearer(server: &Arc<Server>, asker: &Asker, tunnel: &Tunnel, valid_s: u32) {
+    let Some(bearer_port) = server.config.public.bearer_port else {
+        let message = "nothing is shared here; your operator would set public.bearer-port";
+        return server.fail(asker, Some(tunnel), Failure::new(FailureKind::Denied, message));
+    };
     let Some((place, port)) = tunnel.place.as_ref().filter(|_| tunnel.state == TunnelState::Active) else {
         return server.fail(asker, Some(tunnel), unknown(tunnel.id));
     };
@@ -422,7 +448,8 @@ fn tell_trace(
     }
 }
 
-fn trace(server: &Server, tunnel: &Tunnel, times: Times) -> TunnelTrace {
+/// A tunnel with its stages, as its user sees it.
+pub fn trace(server: &Server, tunnel: &Tunnel, times: Times) -> TunnelTrace {
     TunnelTrace {
         info: server.info(tunnel),
         requested_at: times.requested_at,

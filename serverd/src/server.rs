@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::clock;
 use crate::config::Config;
 use crate::lease::Leases;
+use crate::local;
 use crate::process::Process;
 use crate::store::{Asker, Store, StoreError, Tunnel};
 use crate::watcher::Watcher;
@@ -38,6 +39,8 @@ pub struct Server {
     pub capacity: AtomicU32,
     /// Messages dropped because they were no valid payload of their topic.
     pub dropped: AtomicU64,
+    /// Who waits in this process for answers.
+    pub locals: local::Sessions,
     /// Wakes the timer after a change to the leases.
     pub changed: Notify,
     pub(crate) leases: Mutex<Leases>,
@@ -112,6 +115,9 @@ impl Server {
             epoch: tunnel.map(|tunnel| tunnel.epoch).unwrap_or_default(),
             rank,
             body,
+        };
+        let Some(reply) = local::send(self, &asker.user, &asker.session, reply) else {
+            return;
         };
         let topic = Topic::UserReply(asker.user.clone(), asker.session.clone());
         if let Err(error) = self.session.send(Publish::new(topic, payload::encode(&reply))) {

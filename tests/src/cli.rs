@@ -16,7 +16,7 @@ use crate::place::Place;
 use crate::programs::Programs;
 use crate::root::Root;
 use crate::setup::Options;
-use crate::{demo, enter, interrupt};
+use crate::{demo, enter, interrupt, record};
 
 /// Starts the whole real system in one directory, for the demo, the tests and the benchmarks.
 #[derive(Debug, Parser)]
@@ -77,6 +77,8 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
+    /// Make the picture in the README from a real run, in a lab of its own
+    Record { file: PathBuf },
     /// Start recorded components
     #[command(hide = true)]
     Launch {
@@ -144,6 +146,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Verb::Status { dir, json } => status(&Lab::attach(&dir)?, json)?,
         Verb::Down { dir } => Lab::attach(&dir)?.down()?,
         Verb::Demo { keep } => demo::run(keep)?,
+        Verb::Record { file } => record::record(&file)?,
         Verb::Launch { dir, names } => component::launch(&dir, &names)?,
         Verb::Become { dir, name } => {
             let programs = Programs::locate()?;

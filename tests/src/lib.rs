@@ -21,6 +21,7 @@ pub mod postgres;
 pub mod process;
 pub mod programs;
 pub mod ready;
+pub mod record;
 pub mod root;
 pub mod run;
 pub mod setup;

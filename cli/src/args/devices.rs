@@ -2,13 +2,13 @@
 
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
-use rssh_proto::Tag;
 use rssh_proto::duration::Span;
+use rssh_proto::{DeviceId, Tag};
 
 use crate::complete;
 
 use super::tunnels::TargetArgs;
-use super::values::{DeviceOrTunnel, positive};
+use super::values::{DeviceOrTunnel, device, positive};
 
 /// Which devices are meant, by their tags.
 #[derive(Debug, Args)]
@@ -61,6 +61,29 @@ pub struct WhyArgs {
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = positive)]
     pub timeout: Span,
     /// Print one JSON object: tunnel, device, target, state, server, requested_at, claims, stages, failure, advice
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prints devices' host keys as ssh's known_hosts takes them, from what the devices reported when they enrolled.
+///
+/// With them `StrictHostKeyChecking yes` works on the first contact. `rssh config ssh --install` has ssh ask by itself.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh known-hosts device-42
+  rssh known-hosts device-1 device-2 >> known_hosts
+  rssh known-hosts device-42 --json | jq -r '.keys[]'")]
+pub struct KnownHostsArgs {
+    /// The devices' names
+    #[arg(value_name = "DEVICE", value_parser = device, add = ArgValueCompleter::new(complete::devices), required = true)]
+    pub devices: Vec<DeviceId>,
+    /// As ssh's KnownHostsCommand: keys that were told in the last minutes will do, and none are no failure
+    #[arg(long)]
+    pub cached: bool,
+    /// Give up after this time
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive)]
+    pub timeout: Span,
+    /// Print one JSON object for each device: device, keys
     #[arg(long)]
     pub json: bool,
 }

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod exec;
 pub mod forward;
 pub mod init;
+pub mod known_hosts;
 pub mod ls;
 pub mod open;
 pub mod pick;
@@ -18,13 +19,16 @@ pub mod why;
 
 use std::sync::Arc;
 
-use crate::args::Common;
+use crate::args::{Common, Via};
 use crate::error::Error;
 use crate::profile::{self, Profile};
 
 /// Reads the profile and the identity that it names.
 fn identify(common: &Common) -> Result<(Profile, Arc<rustls::ClientConfig>), Error> {
-    let profile = Profile::load(&profile::path(common.profile.as_deref())?)?;
+    let mut profile = Profile::load(&profile::path(common.profile.as_deref())?)?;
+    if common.via == Via::Http {
+        profile.go_by_http()?;
+    }
     let tls = profile.tls()?;
     Ok((profile, tls))
 }

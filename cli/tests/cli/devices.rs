@@ -202,3 +202,38 @@ fn exec_runs_where_the_tags_are() {
         &["site=rome", "rssh devices"],
     );
 }
+
+#[test]
+fn host_keys_are_lines_of_known_hosts_and_nothing_else_gets_among_them() {
+    let answer = Box::new(|request: &Request, _| {
+        let Operation::HostKeys { device } = &request.op else {
+            panic!("{request:?}");
+        };
+        let keys = match device.as_str() {
+            "device-1" => vec!["ssh-ed25519 AAAA".into(), "ssh-rsa BBBB\n* ssh-rsa EVIL".into()],
+            _ => vec![],
+        };
+        let device = device.clone();
+        vec![reply(request, 0, Rank::Final, ReplyBody::HostKeys { device, keys })]
+    });
+    let rig = Rig::with(answer, SSH);
+    let told = succeeded(&rig.rssh("known-hosts device-1").output().unwrap());
+    assert_eq!(told, "device-1,device-1.rssh ssh-ed25519 AAAA\n");
+    // ssh asks again and again.
+    for host in ["device-1", "device-1.rssh"] {
+        assert_eq!(
+            succeeded(&rig.rssh(&format!("known-hosts --cached -- {host}")).output().unwrap()),
+            told
+        );
+    }
+    assert_eq!(rig.peers().0.requests().len(), 1);
+    failed(
+        &rig.rssh("known-hosts device-2").output().unwrap(),
+        68,
+        &["device-2 has not reported"],
+    );
+    assert_eq!(
+        succeeded(&rig.rssh("known-hosts --cached -- device-2").output().unwrap()),
+        ""
+    );
+}

@@ -44,6 +44,10 @@ fn rig() -> Rig {
                 expires_at: 1_999_999_000,
                 valid_s: *valid_s,
             }),
+            Operation::HostKeys { device } => ReplyBody::HostKeys {
+                device: device.clone(),
+                keys: vec!["ssh-ed25519 AAAA".into()],
+            },
             Operation::Devices => ReplyBody::Devices {
                 items: vec![device("device-42", Presence::Online, Some(5), &[("site", "berlin")])],
                 last: true,
@@ -126,7 +130,7 @@ fn examples(rig: &Rig, command: &str) -> Vec<String> {
 fn every_example_in_every_help_runs() {
     let rig = rig();
     let commands = commands(&rig);
-    assert!(commands.len() >= 18, "{commands:?}");
+    assert!(commands.len() >= 19, "{commands:?}");
     for command in &commands {
         let examples = examples(&rig, command);
         assert!(!examples.is_empty(), "{command}");
@@ -181,6 +185,7 @@ fn every_field_that_is_printed_is_documented() {
         "devices --watch --json",
         "why device-42 --json",
         "share device-42 --json",
+        "known-hosts device-42 --json",
         "close device-42 --json",
         "exec device-42 --json -- id",
         "doctor --json",

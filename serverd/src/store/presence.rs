@@ -25,8 +25,11 @@ impl Store {
     /// When the database is away.
     pub async fn devices_of(&self, user: &UserId) -> Result<Vec<DeviceInfo>, StoreError> {
         self.within(async {
-            let rows: Vec<(String, bool, Option<i64>)> = sqlx::query_as(
-                "SELECT d.id, d.online, greatest(extract(epoch FROM clock_timestamp() - d.last_seen), 0)::bigint
+            type Row = (String, bool, Option<i64>, Vec<String>, Vec<String>);
+            let rows: Vec<Row> = sqlx::query_as(
+                "SELECT d.id, d.online, greatest(extract(epoch FROM clock_timestamp() - d.last_seen), 0)::bigint,
+                        array(SELECT key FROM device_tags WHERE device_id = d.id ORDER BY key),
+                        array(SELECT value FROM device_tags WHERE device_id = d.id ORDER BY key)
                  FROM devices d
                  WHERE EXISTS (SELECT 1 FROM grants g WHERE g.user_id = $1 AND (g.device_id = d.id OR g.device_id IS NULL))
                  ORDER BY d.id LIMIT 10000",
@@ -35,15 +38,34 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
             rows.into_iter()
-                .map(|(device, online, since)| {
+                .map(|(device, online, since, keys, values)| {
                     Ok(DeviceInfo {
                         device: stored("a device", &device)?,
                         presence: if online { Presence::Online } else { Presence::Offline },
                         since_s: since.map(uncounter),
-                        tags: Tags::new(),
+                        tags: keys.into_iter().zip(values).collect::<Tags>(),
                     })
                 })
                 .collect()
+        })
+        .await
+    }
+
+    /// The host keys of a device that a user may open something on; `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn host_keys(&self, user: &UserId, device: &DeviceId) -> Result<Option<Vec<String>>, StoreError> {
+        self.within(async {
+            let row: Option<(Vec<String>,)> = sqlx::query_as(
+                "SELECT d.host_keys FROM devices d WHERE d.id = $2
+                 AND EXISTS (SELECT 1 FROM grants g WHERE g.user_id = $1 AND (g.device_id = d.id OR g.device_id IS NULL))",
+            )
+            .bind(user.as_str())
+            .bind(device.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+            Ok(row.map(|(keys,)| keys))
         })
         .await
     }

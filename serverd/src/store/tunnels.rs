@@ -236,6 +236,31 @@ impl Store {
         .await
     }
 
+    /// The same of a user's tunnels that are live or ended within the last minute, or of one of them; at most 1,000.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn traces_of(&self, user: &UserId, only: Option<TunnelId>) -> Result<Vec<(Tunnel, Times)>, StoreError> {
+        self.within(async {
+            let rows = sqlx::query(concat!(
+                "SELECT ",
+                tunnel_columns!(),
+                stage_columns!(),
+                " FROM tunnels t WHERE t.user_id = $1 AND ($2::uuid IS NULL OR t.id = $2)
+                   AND (t.ended_at IS NULL OR t.ended_at > clock_timestamp() - interval '1 min')
+                   AND (t.state IN ",
+                live!(),
+                " OR t.ended_at IS NOT NULL) ORDER BY t.created_at LIMIT 1000"
+            ))
+            .bind(user.as_str())
+            .bind(only.map(TunnelId::uuid))
+            .fetch_all(&self.pool)
+            .await?;
+            rows.iter().map(traced).collect()
+        })
+        .await
+    }
+
     /// Lists a user's live tunnels, the oldest first, at most 1,000.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! a bearer token. Sessions are never resumed, since a resumed one shows the certificate of the day it began. Every
 //! error is a problem document (RFC 9457).
 
+pub mod api;
 pub mod body;
 pub mod caller;
 pub mod problem;
@@ -32,6 +33,8 @@ use tls::Acceptor;
 const CONNECTIONS: usize = 1024;
 /// How many requests are worked on at once; more are told to come again.
 const AT_ONCE: usize = 64;
+/// How many streams of events are open at once.
+const STREAMS: usize = 64;
 /// How long a TLS handshake, and a request's head, may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a request may take as a whole.
@@ -44,6 +47,8 @@ pub const BODY_LIMIT: usize = 16 << 10;
 pub struct Web {
     pub server: Arc<Server>,
     places: Arc<Semaphore>,
+    /// How many streams of events may be open.
+    streams: Arc<Semaphore>,
 }
 
 /// The port, and the identity that is shown on it.
@@ -75,6 +80,7 @@ pub async fn serve(server: Arc<Server>, door: Door) {
     let web = Web {
         server,
         places: Arc::new(Semaphore::new(AT_ONCE)),
+        streams: Arc::new(Semaphore::new(STREAMS)),
     };
     let router = router(web);
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
@@ -121,6 +127,7 @@ async fn converse(acceptor: &Acceptor, router: Router, stream: TcpStream) -> io:
 fn router(web: Web) -> Router {
     Router::new()
         .route("/v1/whoami", get(caller::whoami))
+        .merge(api::router())
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))

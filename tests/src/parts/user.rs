@@ -45,12 +45,14 @@ fn profile_toml(setup: &Setup, user: &UserId) -> String {
         r#"user = "{user}"
 brokers = ["{broker}"]
 lb = "{lb}"
+url = "{url}"
 ca = "{dir}/servers-ca.pem"
 cert = "{dir}/user.pem"
 key = "{dir}/user.key"
 "#,
         broker = broker::address(),
         lb = socket(LB, LB_USERS),
+        url = server::url(),
         dir = setup.root.inside(format_args!("users/{user}/home/.config/rssh")),
     )
 }

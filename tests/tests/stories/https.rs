@@ -45,6 +45,16 @@ fn administer(lab: &rssh_lab::Lab, args: &[&str]) -> std::process::Output {
     lab.command(&Place::Core, &argv).output().unwrap()
 }
 
+/// Makes a token that acts for a user.
+pub(crate) fn token(lab: &rssh_lab::Lab, user: &str, scopes: &str) -> String {
+    let added = administer(
+        lab,
+        &["token", "add", "--user", user, "--scope", scopes, "--expires", "1h"],
+    );
+    assert!(added.status.success(), "{}", all_of(&added));
+    String::from_utf8(added.stdout).unwrap().trim().to_owned()
+}
+
 #[test]
 fn a_user_is_known_by_certificate() {
     let lab = lab();
@@ -69,12 +79,7 @@ fn nobody_is_known_without_one_and_the_answer_says_so_to_a_program() {
 #[test]
 fn a_token_stands_for_its_user_until_it_is_taken_back() {
     let lab = lab();
-    let added = administer(
-        &lab,
-        &["token", "add", "--user", "erin", "--scope", "read", "--expires", "1h"],
-    );
-    assert!(added.status.success(), "{}", all_of(&added));
-    let token = String::from_utf8(added.stdout).unwrap();
+    let token = token(&lab, "erin", "read");
     // In a file: what stands in argv is everyone's to read.
     let header = lab.dir().join("users/erin/home/header");
     fs::write(&header, format!("Authorization: Bearer {}\n", token.trim())).unwrap();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a story fails where it stands")]
 
 mod access;
+mod api;
 mod firewall;
 mod https;
 mod identity;
@@ -28,8 +29,8 @@ fn lab() -> Arc<Lab> {
     }
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
-        devices: 14,
-        users: 9,
+        devices: 16,
+        users: 12,
     };
     let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
     *shared = Arc::downgrade(&lab);
