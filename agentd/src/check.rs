@@ -63,7 +63,10 @@ async fn session(config: &Config, broker: &HostPort) -> Result<(), String> {
         subscriptions: vec![],
         will: None,
         reconnect: (PATIENCE, PATIENCE),
-        dial: Dial { roams: false, proxies },
+        dial: Dial {
+            proxies,
+            ..Dial::default()
+        },
     });
     let driver = tokio::spawn(driver);
     let outcome = match events.recv().await {

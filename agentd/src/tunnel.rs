@@ -395,6 +395,7 @@ impl Tunnels {
             return;
         };
         tunnel.failures += 1;
+        tunnel.landing.turn();
         let pause = (self.policy.jitter)(backoff(tunnel.failures));
         let first = tunnel.patience.is_some();
         if first && (!retry || tunnel.failures >= FIRST_ATTEMPTS || tunnel.patience <= Some(now + pause)) {

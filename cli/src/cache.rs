@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rssh_proto::payload::TunnelInfo;
-use rssh_proto::{DeviceId, HostPort, Target, TunnelId, UserId};
+use rssh_proto::{DeviceId, Target, TunnelId, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -25,7 +25,7 @@ pub struct CachedName {
     pub tunnel: TunnelId,
     /// Whose name it is, and at which load balancer: another profile has no use for it.
     user: UserId,
-    lb: HostPort,
+    lb: String,
     /// This machine's clock when the name came, in Unix seconds; it may be wrong, so only its distance counts.
     stored_at: u64,
     /// For how long the name admits connections from then on, in seconds.
@@ -47,7 +47,7 @@ impl CachedName {
 pub struct Cache {
     directory: Option<PathBuf>,
     user: UserId,
-    lb: HostPort,
+    lb: String,
 }
 
 impl Cache {
@@ -63,7 +63,7 @@ impl Cache {
         Self {
             directory,
             user: profile.user.clone(),
-            lb: profile.lb.clone(),
+            lb: profile.lb.to_string(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rssh_mqtt::session::Down;
 use rssh_mqtt::{Delivery, Dial, Event, Publish, PublishError, Session, Settings};
 use rssh_proto::duration::Span;
-use rssh_proto::payload::{self, CloseRequest, Operation, Rank, Reply, Which};
+use rssh_proto::payload::{self, CloseRequest, Operation, Rank, Reply, TunnelInfo, Which};
 use rssh_proto::topic::Topic;
 use rssh_proto::{Failure, FailureKind, ServerId, SessionId, TunnelId, UserId};
 use tokio::sync::{mpsc, oneshot};
@@ -116,19 +116,37 @@ impl Control {
         tracing::debug!(%request, ?outcome, "gave the tunnel up");
     }
 
-    /// What a server has heard against a tunnel that it called open and that carries nothing, such as that the device
-    /// found nobody at the target.
-    pub async fn objection(&mut self, tunnel: TunnelId, deadline: Instant) -> Option<Failure> {
+    /// What servers say of a tunnel that they called open and that carries nothing: its name of now, when it has landed
+    /// elsewhere since; nothing, when they know nothing new.
+    ///
+    /// # Errors
+    /// What was heard against it, such as that the device found nobody at the target.
+    pub async fn again(
+        &mut self,
+        opened: &Ask,
+        tunnel: TunnelId,
+        deadline: Instant,
+    ) -> Result<Option<TunnelInfo>, Failure> {
         use FailureKind as Kind;
         let by = deadline.min(Instant::now() + EXPLAINING.duration());
         let mut ask = self.ask_by(Operation::Name { tunnel }, EXPLAINING, by);
-        let failure = self.carry(&mut ask, |_, _| {}).await.err()?;
-        // Others say that the question was not answered, or nothing that the asker did not know.
-        let telling = matches!(
-            failure.kind,
-            Kind::TargetRefused | Kind::TargetNotAllowed | Kind::Offline | Kind::NotAnswering | Kind::SshFailed
-        );
-        telling.then_some(failure)
+        let failure = match self.carry(&mut ask, |_, _| {}).await {
+            Ok(Answer::Opened(info)) => return Ok(Some(info)),
+            Ok(_) => return Ok(None),
+            Err(failure) => failure,
+        };
+        match failure.kind {
+            Kind::TargetRefused | Kind::TargetNotAllowed | Kind::Offline | Kind::NotAnswering | Kind::SshFailed => {
+                Err(failure)
+            }
+            // It has no place now: whatever it went through has ended, and the device is landing again.
+            Kind::UnknownTunnel => match self.carry(&mut opened.again(), |_, _| {}).await? {
+                Answer::Opened(info) => Ok(Some(info)),
+                _ => Ok(None),
+            },
+            // The question was not answered.
+            _ => Ok(None),
+        }
     }
 
     /// Ends the session: says goodbye, but waits for no answer to that.
@@ -157,8 +175,8 @@ impl Broker {
             will: None,
             reconnect: (Duration::from_millis(100), Duration::from_secs(1)),
             dial: Dial {
-                roams: false,
                 proxies: profile.proxies.clone(),
+                ..Dial::default()
             },
         });
         Self {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rssh_mqtt::dial::dial;
@@ -20,11 +21,14 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::error::Error;
+use crate::profile::Balancers;
 
 /// rustls reads 4 KiB at a time; the buffer turns that into few system calls.
 const SOCKET_BUFFER: usize = 64 * 1024;
 /// How long a connection through a working tunnel stays open at least, besides a round trip.
 const STAYS_OPEN: Duration = Duration::from_millis(100);
+/// How long one of several load balancers may take to accept a connection.
+const ANOTHER: Duration = Duration::from_secs(1);
 /// The most that a server may say before its SSH version (RFC 4253, 4.2, allows other lines first).
 const GREETING_LIMIT: usize = 8 * 1024;
 
@@ -91,36 +95,62 @@ pub fn is_ssh(target: &Target) -> bool {
     *target == Target::ssh()
 }
 
-/// The load balancer of a profile.
+/// The load balancer of a profile: the first of its list that leads somewhere. Clones go to the same one.
 #[derive(Clone)]
 pub struct Balancer {
-    address: HostPort,
+    addresses: Balancers,
+    /// How many times the next one has been turned to.
+    turns: Arc<AtomicUsize>,
     connector: TlsConnector,
     proxies: Proxies,
 }
 
 impl Balancer {
-    /// The load balancer at this address, by way of its proxy if it has one.
-    pub fn new(address: HostPort, tls: Arc<rustls::ClientConfig>, proxies: Proxies) -> Self {
+    /// The load balancer at these addresses, by way of its proxy if it has one.
+    pub fn new(addresses: Balancers, tls: Arc<rustls::ClientConfig>, proxies: Proxies) -> Self {
         Self {
-            address,
+            addresses,
+            turns: Arc::default(),
             connector: TlsConnector::from(tls),
             proxies,
         }
     }
 
-    /// Where it is.
+    /// Where it is now.
     pub fn address(&self) -> &HostPort {
-        &self.address
+        let all = self.addresses.all();
+        &all[self.turns.load(Ordering::Relaxed) % all.len()]
     }
 
-    /// Connects, without a name yet.
+    /// Goes to the next address from now on: this one leads nowhere.
+    pub fn turn(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connects, without a name yet, to the first address that answers.
     ///
     /// # Errors
-    /// When it cannot be reached.
+    /// When none can be reached.
     pub async fn dial(&self) -> Result<TcpStream, LbError> {
-        let connected = dial(&self.address, &self.proxies).await;
-        connected.map_err(|error| LbError::Unreachable(error.to_string()))
+        let mut left = self.addresses.all().len();
+        loop {
+            let address = self.address().clone();
+            let connect = dial(&address, &self.proxies);
+            left -= 1;
+            let connected = match left {
+                0 => connect.await.map_err(|error| error.to_string()),
+                // There is another to try.
+                _ => match timeout(ANOTHER, connect).await {
+                    Ok(connected) => connected.map_err(|error| error.to_string()),
+                    Err(_) => Err(format!("{address} does not answer")),
+                },
+            };
+            match connected {
+                Ok(socket) => return Ok(socket),
+                Err(reason) if left == 0 => return Err(LbError::Unreachable(reason)),
+                Err(_) => self.turn(),
+            }
+        }
     }
 
     /// Does the TLS handshake by a signed name; also tells how long that took, which is at least a round trip.
@@ -141,7 +171,7 @@ impl Balancer {
     pub fn refusal(&self, error: &io::Error) -> LbError {
         use AlertDescription as Alert;
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let address = self.address.clone();
+        let address = self.address().clone();
         match tls {
             // strict-sni: no certificate for this name.
             Some(rustls::Error::AlertReceived(Alert::UnrecognisedName)) => LbError::Closed,
@@ -194,7 +224,10 @@ impl Balancer {
                 self.stays_open(&mut stream, round_trip).await.map(|_| Proof::Open)
             }
         };
-        timeout(patience, prove).await.unwrap_or(Err(LbError::Silent))
+        timeout(patience, prove).await.unwrap_or_else(|_| {
+            self.turn();
+            Err(LbError::Silent)
+        })
     }
 
     /// Reads the version line of an SSH server (RFC 4253, 4.2).
@@ -283,7 +316,8 @@ mod tests {
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let balancer = Balancer::new("127.0.0.1:1".parse().unwrap(), Arc::new(config), Proxies::default());
+        let address: HostPort = "127.0.0.1:1".parse().unwrap();
+        let balancer = Balancer::new(address.into(), Arc::new(config), Proxies::default());
         let alert = |alert| io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert));
         for (error, kind) in [
             (alert(AlertDescription::UnknownCA), FailureKind::WrongCertificate),

@@ -1,6 +1,7 @@
 //! The profile: who the user is, where the brokers and the load balancer are, and where the identity lies.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,8 +65,8 @@ pub struct Profile {
     pub user: UserId,
     /// The MQTT brokers, tried in turn.
     pub brokers: Vec<HostPort>,
-    /// Where the load balancer takes users' connections.
-    pub lb: HostPort,
+    /// Where the load balancers take users' connections: one, or several that lead to the same.
+    pub lb: Balancers,
     /// Where the installation answers HTTPS.
     #[serde(default)]
     pub url: Option<HttpsUrl>,
@@ -80,6 +81,57 @@ pub struct Profile {
     /// Which hosts are reached through which HTTP proxy.
     #[serde(skip)]
     pub proxies: Proxies,
+}
+
+/// Load balancers that lead to the same servers, tried in turn: `"HOST:PORT"`, or a list of such.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "OneOrMore")]
+pub struct Balancers(Vec<HostPort>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl TryFrom<OneOrMore> for Balancers {
+    type Error = String;
+
+    fn try_from(named: OneOrMore) -> Result<Self, String> {
+        let list = match named {
+            OneOrMore::One(one) => vec![one],
+            OneOrMore::More(list) => list,
+        };
+        if list.is_empty() {
+            return Err("lb is empty; name at least one HOST:PORT".to_owned());
+        }
+        let parsed = list.iter().map(|text| text.parse().map_err(|error| format!("{error}")));
+        parsed.collect::<Result<_, String>>().map(Self)
+    }
+}
+
+impl From<HostPort> for Balancers {
+    fn from(one: HostPort) -> Self {
+        Self(vec![one])
+    }
+}
+
+impl Balancers {
+    /// In the order of the profile.
+    pub fn all(&self) -> &[HostPort] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Balancers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, balancer) in self.0.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            write!(f, "{comma}{balancer}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Profile {
@@ -175,6 +227,16 @@ mod tests {
         let profile = Profile::load(&path).unwrap();
         assert_eq!(profile.cert, directory.path().join("user.pem"));
         assert_eq!(profile.key, Path::new("/keys/user.key"));
+    }
+
+    #[test]
+    fn a_profile_names_one_load_balancer_or_several() {
+        let lb = |text: &str| Profile::parse(&GOOD.replace("\"127.0.0.1:8443\"", text)).map(|profile| profile.lb);
+        assert_eq!(lb("\"a:1\"").unwrap().to_string(), "a:1");
+        assert_eq!(lb("[\"a:1\", \"b:2\"]").unwrap().to_string(), "a:1,b:2");
+        for bad in ["[]", "\"a\"", "[\"a:1\", \"b\"]"] {
+            assert!(lb(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -115,6 +115,15 @@ impl Ask {
         self.sent_at
     }
 
+    /// The same request once more, as if for the first time: servers answer it with what has become of it.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let session = self.request.session.clone();
+        let mut again = Self::new(self.request.op.clone(), session, 1, self.timeout, self.deadline);
+        again.request.id = self.request.id;
+        again
+    }
+
     /// The id by which an open that was given up is closed: a server may be making its tunnel still.
     ///
     /// It is the request's own, also where the tunnel is another's: so a server knows whose hold ends, and a repeated

@@ -90,10 +90,10 @@ impl Client {
                 Some(error) => return Err(error.into()),
             }
         }
-        let info = self.fresh(wanted, deadline, signals).await?;
-        let outcome = hushed(signals.or(session.by_fresh(&info)).await);
+        let mut found = self.fresh(wanted, deadline, signals).await?;
+        let outcome = hushed(signals.or(session.by_fresh(&mut found)).await);
         if let Err(error @ Error::Failure(_)) = &outcome {
-            if let Some(notes) = &info.notes {
+            if let Some(notes) = &found.notes {
                 notes.failed(error);
             }
             self.cache.remove(&wanted.device, &wanted.target);
@@ -127,17 +127,7 @@ impl Client {
     /// Asks for a tunnel, or for the name of the live one.
     async fn ask(&self, wanted: &Wanted, deadline: Instant, signals: &mut Signals) -> Result<Found, Error> {
         let mut control = Control::start(&self.profile, self.tls.clone());
-        let op = Operation::Open(OpenRequest {
-            device: wanted.device.clone(),
-            target: wanted.target.clone(),
-            remote_port: None,
-            ttl_s: None,
-            idle_s: Some(seconds(IDLE)),
-            new: false,
-            wait: false,
-            hold: false,
-        });
-        let mut ask = control.ask_by(op, wanted.timeout, deadline);
+        let mut ask = control.ask_by(operation(wanted), wanted.timeout, deadline);
         let progress = Progress::of(&wanted.device, wanted.silent);
         let notes = Notes::begin(&self.profile, &wanted.device, &wanted.target, ask.id());
         let asked = async {
@@ -149,9 +139,7 @@ impl Client {
             let Answer::Opened(info) = answer else {
                 return Err(Error::internal("the answer to an open was none"));
             };
-            let host = name_of(&info)?.0.to_owned();
-            self.cache.put(&info, SystemTime::now());
-            Known::of(&self.profile).saw(&info);
+            let host = self.keep(&info)?;
             notes.named(info.tunnel, ask.sent_at());
             Ok((host, info.tunnel))
         };
@@ -169,12 +157,36 @@ impl Client {
         })
     }
 
-    async fn objection(&self, found: &Found, deadline: Instant) -> Option<Error> {
-        let mut control = Control::start(&self.profile, self.tls.clone());
-        let failure = control.objection(found.tunnel, deadline).await;
-        control.leave().await;
-        failure.map(Error::from)
+    /// Keeps the name of a tunnel, and returns it.
+    fn keep(&self, info: &TunnelInfo) -> Result<String, Error> {
+        let host = name_of(info)?.0.to_owned();
+        self.cache.put(info, SystemTime::now());
+        Known::of(&self.profile).saw(info);
+        Ok(host)
     }
+
+    /// What servers say of a tunnel that carries nothing; see [`Control::again`].
+    async fn again(&self, wanted: &Wanted, found: &Found, deadline: Instant) -> Result<Option<TunnelInfo>, Error> {
+        let mut control = Control::start(&self.profile, self.tls.clone());
+        let open = control.ask_by(operation(wanted), wanted.timeout, deadline);
+        let now = control.again(&open, found.tunnel, deadline).await;
+        control.leave().await;
+        Ok(now?)
+    }
+}
+
+/// A tunnel that a session opens by itself.
+fn operation(wanted: &Wanted) -> Operation {
+    Operation::Open(OpenRequest {
+        device: wanted.device.clone(),
+        target: wanted.target.clone(),
+        remote_port: None,
+        ttl_s: None,
+        idle_s: Some(seconds(IDLE)),
+        new: false,
+        wait: false,
+        hold: false,
+    })
 }
 
 /// A name, and the tunnel that it leads to.
@@ -203,25 +215,28 @@ impl Session<'_> {
     }
 
     /// Runs the session over a fresh name, tried anew after each pause while that may help.
-    async fn by_fresh(&mut self, found: &Found) -> Result<(), Error> {
-        let mut pauses = NAME_PAUSES.iter();
-        let mut refusals = Refusals::default();
+    async fn by_fresh(&mut self, found: &mut Found) -> Result<(), Error> {
+        let mut tries = Tries::by(self.deadline);
         loop {
             let error = match self.once(&found.host, self.deadline, found.notes.as_ref()).await {
                 Ok(()) => return Ok(()),
                 Err(RelayError::NotStarted(error)) => error,
                 Err(error) => return Err(self.failure(error)),
             };
-            if refusals.raise_a_question(&error)
-                && let Some(failure) = self.client.objection(found, self.deadline).await
+            let next = tries.handle(&error, Instant::now());
+            if next == Next::Ask
+                && let Some(now) = self.client.again(self.wanted, found, self.deadline).await?
+                && is_elsewhere(&now, &found.host)
             {
-                return Err(failure);
+                found.host = self.client.keep(&now)?;
+                found.tunnel = now.tunnel;
+                tries.begin_again();
+                continue;
             }
-            match pauses.next() {
-                Some(&pause) if error.may_pass() && Instant::now() + pause < self.deadline => {
-                    tokio::time::sleep(pause).await;
-                }
-                _ => {
+            match next {
+                Next::Ask => tokio::time::sleep(ASKED).await,
+                Next::Wait(pause) => tokio::time::sleep(pause).await,
+                Next::GiveUp => {
                     let Wanted { device, target, .. } = self.wanted;
                     return Err(unproven(device, target, &error, &self.client.balancer, self.deadline));
                 }
@@ -264,20 +279,73 @@ impl Session<'_> {
     }
 }
 
-/// Counts the connections of a fresh name that were closed.
-///
-/// The first ones may come before the routers know the server; a server is asked once, when that is no longer likely
-/// and a device has had the time to report what it found.
-#[derive(Debug, Default)]
-pub(crate) struct Refusals(u32);
+/// How long a load balancer may be away: one that restarts comes back, one that is not there does not.
+const AWAY: Duration = Duration::from_secs(8);
+/// The pause after a question that brought nothing new.
+pub(crate) const ASKED: Duration = Duration::from_millis(400);
 
-impl Refusals {
-    /// Whether it is time to ask.
-    pub(crate) fn raise_a_question(&mut self, error: &LbError) -> bool {
-        let closed = matches!(error, LbError::Closed);
-        self.0 += u32::from(closed);
-        closed && self.0 == 3
+/// The tries of a fresh name.
+///
+/// The first ones may come before the routers know the server. Servers are asked when that is no longer likely and a
+/// device has had the time to report what it found; and again, since a tunnel may land anew meanwhile, with another name.
+pub(crate) struct Tries {
+    deadline: Instant,
+    pauses: std::slice::Iter<'static, Duration>,
+    closed: u32,
+    away_since: Option<Instant>,
+}
+
+/// What to do about a name that led nowhere.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Ask what has become of the tunnel.
+    Ask,
+    Wait(Duration),
+    GiveUp,
+}
+
+impl Tries {
+    pub(crate) fn by(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            pauses: NAME_PAUSES.iter(),
+            closed: 0,
+            away_since: None,
+        }
     }
+
+    /// There is another name to try.
+    pub(crate) fn begin_again(&mut self) {
+        *self = Self::by(self.deadline);
+    }
+
+    /// Takes why a try came to nothing.
+    pub(crate) fn handle(&mut self, error: &LbError, now: Instant) -> Next {
+        let pause = match error {
+            _ if !error.may_pass() => None,
+            LbError::Unreachable(_) => {
+                let since = *self.away_since.get_or_insert(now);
+                // Whoever goes through it has lost the connection too.
+                self.closed = 2;
+                (now.saturating_duration_since(since) < AWAY).then_some(NAME_PAUSES[3])
+            }
+            _ => self.pauses.next().copied(),
+        };
+        self.closed += u32::from(matches!(error, LbError::Closed));
+        match pause {
+            Some(pause) if now + pause < self.deadline => match error {
+                LbError::Closed if self.closed >= 3 => Next::Ask,
+                _ => Next::Wait(pause),
+            },
+            _ => Next::GiveUp,
+        }
+    }
+}
+
+/// Whether a tunnel has another place than a name leads to: a name begins with server and port.
+pub(crate) fn is_elsewhere(now: &TunnelInfo, host: &str) -> bool {
+    let place = |host: &str| -> Vec<String> { host.splitn(3, '-').take(2).map(str::to_owned).collect() };
+    now.host.as_deref().is_some_and(|now| place(now) != place(host))
 }
 
 /// A signal ends a session without a word: ssh sends its ProxyCommand one whenever it is done.
@@ -339,4 +407,39 @@ pub(crate) async fn give_up(control: &mut Control, signals: &mut Signals, ask: &
             Ok(())
         })
         .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn away() -> LbError {
+        LbError::Unreachable("connection refused".to_owned())
+    }
+
+    #[test]
+    fn a_load_balancer_that_restarts_is_waited_for_and_the_tunnel_asked_after() {
+        let now = Instant::now();
+        let at = |ms: u64| now + Duration::from_millis(ms);
+        let mut tries = Tries::by(at(15_000));
+        assert_eq!(tries.handle(&away(), at(0)), Next::Wait(NAME_PAUSES[3]));
+        assert_eq!(tries.handle(&away(), at(5_000)), Next::Wait(NAME_PAUSES[3]));
+        // It is back, and the tunnel went through it.
+        assert_eq!(tries.handle(&LbError::Closed, at(5_500)), Next::Ask);
+        tries.begin_again();
+        assert_eq!(tries.handle(&LbError::Closed, at(6_000)), Next::Wait(NAME_PAUSES[0]));
+    }
+
+    #[test]
+    fn a_load_balancer_that_is_not_there_is_given_up_and_so_is_a_name_that_is_refused() {
+        let now = Instant::now();
+        let mut tries = Tries::by(now + Duration::from_secs(60));
+        tries.handle(&away(), now);
+        assert_eq!(tries.handle(&away(), now + AWAY), Next::GiveUp);
+        let mut tries = Tries::by(now + Duration::from_secs(60));
+        let next: Vec<Next> = (0..7).map(|_| tries.handle(&LbError::Closed, now)).collect();
+        assert_eq!(next[2..6], [Next::Ask, Next::Ask, Next::Ask, Next::Ask]);
+        assert_eq!(next[6], Next::GiveUp);
+        assert_eq!(tries.handle(&LbError::NotSsh("x".into()), now), Next::GiveUp);
+    }
 }

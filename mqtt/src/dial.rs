@@ -56,6 +56,23 @@ pub async fn dial(to: &HostPort, proxies: &Proxies) -> Result<TcpStream, DialErr
     }
 }
 
+/// Connects to a load balancer, or else to the first of some others that answers.
+///
+/// # Errors
+/// When none answers: why the first does not.
+pub async fn dial_any(first: &HostPort, others: &[HostPort], proxies: &Proxies) -> Result<TcpStream, DialError> {
+    let error = match dial(first, proxies).await {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
+    };
+    for other in others {
+        if let Ok(stream) = dial(other, proxies).await {
+            return Ok(stream);
+        }
+    }
+    Err(error)
+}
+
 /// Connects to the first address of a host that answers.
 async fn direct(to: &HostPort) -> Result<TcpStream, DialError> {
     let host = to.host();
@@ -108,6 +125,23 @@ mod tests {
         assert!(stream.nodelay().unwrap());
         assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 30_000);
         assert_eq!(stream.peer_addr().unwrap(), address);
+    }
+
+    #[tokio::test]
+    async fn another_load_balancer_is_dialled_when_the_first_is_away() {
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let [closed, open] = [closed, address].map(|address| address.to_string().parse::<HostPort>().unwrap());
+        let stream = dial_any(&closed, &[closed.clone(), open], &Proxies::default())
+            .await
+            .unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), address);
+        assert!(
+            dial_any(&closed, std::slice::from_ref(&closed), &Proxies::default())
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! One resilient MQTT 5 session over mutual TLS, used by every rssh program.
 //!
 //! [`identity`] holds a program's key, certificate and CAs; [`dial`] connects, through a [`proxy`] where there is one;
-//! [`session`] keeps one connection to a broker, subscribes
-//! anew on each connect and says of every message what became of it.
+//! [`session`] keeps one connection to a broker, or one to each, subscribes anew on each connect and says of every message
+//! what became of it.
 
+mod acknowledge;
 pub mod dial;
 mod event;
 pub mod identity;

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rssh_proto::HostPort;
@@ -20,7 +20,9 @@ use rumqttc::v5::mqttbytes::v5::{Filter, LastWill, Packet, PubAckReason, Publish
 use rumqttc::v5::{AsyncClient, EventLoop, MqttOptions};
 use rumqttc::{NetworkOptions, Outgoing, TlsConfiguration, Transport};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinSet;
 
+use crate::acknowledge::Acknowledge;
 pub use crate::event::Down;
 use crate::event::{Delivery, Event, Message, Publish, PublishError, by_broker, down, relay_down};
 use crate::identity::with_alpn;
@@ -36,8 +38,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a session lasts at most that is counted as taken away: those of two programs that fight for one are short.
 const SHORT: Duration = Duration::from_secs(20);
 
-type Acknowledge = oneshot::Sender<Result<Delivery, PublishError>>;
-
 /// The sender's side of a connection, while there is one.
 struct Link {
     client: AsyncClient,
@@ -49,20 +49,29 @@ struct Link {
 /// The handle of a session; clones share it.
 #[derive(Clone)]
 pub struct Session {
-    link: Arc<Mutex<Option<Link>>>,
+    /// One, or one for each broker.
+    links: Arc<[Place]>,
     network: Arc<Notify>,
 }
+
+/// Where a link is while there is one.
+type Place = Mutex<Option<Link>>;
 
 impl Session {
     /// Starts a session. The future drives it until it is dropped or [`Session::goodbye`] was sent; the receiver gets
     /// its events.
     pub fn new(settings: Settings) -> (Self, mpsc::Receiver<Event>, impl Future<Output = ()> + Send) {
+        let links = if settings.dial.everywhere {
+            settings.brokers.len()
+        } else {
+            1
+        };
         let session = Self {
-            link: Arc::new(Mutex::new(None)),
+            links: (0..links).map(|_| Mutex::new(None)).collect(),
             network: Arc::new(Notify::new()),
         };
         let (events, receiver) = mpsc::channel(settings.queue);
-        let driver = drive(settings, session.clone(), events);
+        let driver = drive_all(Arc::new(settings), session.clone(), events);
         (session, receiver, driver)
     }
 
@@ -82,27 +91,15 @@ impl Session {
         if publish.payload.len() > payload::LIMIT {
             return Err(PublishError::TooLarge(publish.payload.len()));
         }
-        let mut guard = self.lock();
-        let link = guard.as_mut().ok_or(PublishError::Away)?;
-        let properties = PublishProperties {
-            message_expiry_interval: publish
-                .expiry
-                .map(|expiry| u32::try_from(expiry.as_secs().max(1)).unwrap_or(u32::MAX)),
-            ..PublishProperties::default()
-        };
-        // The queue to the event loop is taken in order, so the lock keeps the two queues in step.
-        link.client
-            .try_publish_with_properties(
-                publish.topic,
-                QoS::AtLeastOnce,
-                publish.retain,
-                publish.payload,
-                properties,
-            )
-            .map_err(|_| PublishError::Full)?;
-        let (acknowledge, acknowledged) = oneshot::channel();
-        link.unnumbered.push_back(acknowledge);
-        Ok(acknowledged)
+        let (acknowledge, acknowledged) = Acknowledge::new();
+        let mut outcome = Err(PublishError::Away);
+        for place in self.links.iter() {
+            if let Some(link) = lock(place).as_mut() {
+                let sent = link.send(publish.clone(), acknowledge.clone());
+                outcome = outcome.or(sent);
+            }
+        }
+        outcome.map(|()| acknowledged)
     }
 
     /// Tells that this machine's network has changed: a connection from an address that is gone is given up, any other
@@ -113,41 +110,78 @@ impl Session {
 
     /// Whether there is a connection now.
     pub fn is_up(&self) -> bool {
-        self.lock().is_some()
+        self.links.iter().any(|place| lock(place).is_some())
     }
 
     /// Ends the session with a goodbye, so that the broker does not publish the will. Publish "offline" first.
     pub fn goodbye(&self) {
-        if let Some(link) = self.lock().as_ref() {
-            let _ = link.client.try_disconnect();
+        for place in self.links.iter() {
+            if let Some(link) = lock(place).as_ref() {
+                let _ = link.client.try_disconnect();
+            }
         }
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Link>> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+impl Session {
+    fn seat(&self, at: usize) -> Seat<'_> {
+        Seat {
+            place: &self.links[at],
+            network: &self.network,
+        }
+    }
+}
+
+fn lock(place: &Place) -> MutexGuard<'_, Option<Link>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    fn send(&mut self, publish: Publish, acknowledge: Acknowledge) -> Result<(), PublishError> {
+        let properties = PublishProperties {
+            message_expiry_interval: publish
+                .expiry
+                .map(|expiry| u32::try_from(expiry.as_secs().max(1)).unwrap_or(u32::MAX)),
+            ..PublishProperties::default()
+        };
+        // The queue to the event loop is taken in order, so the lock keeps the two queues in step.
+        self.client
+            .try_publish_with_properties(
+                publish.topic,
+                QoS::AtLeastOnce,
+                publish.retain,
+                publish.payload,
+                properties,
+            )
+            .map_err(|_| PublishError::Full)?;
+        self.unnumbered.push_back(acknowledge);
+        Ok(())
     }
 
     /// Hands the next unnumbered publish its packet id.
-    fn number(&self, packet: u16) {
-        if let Some(link) = self.lock().as_mut()
-            && let Some(acknowledge) = link.unnumbered.pop_front()
-        {
-            link.numbered.insert(packet, acknowledge);
+    fn number(&mut self, packet: u16) {
+        if let Some(acknowledge) = self.unnumbered.pop_front() {
+            self.numbered.insert(packet, acknowledge);
         }
     }
 
-    fn acknowledge(&self, packet: u16, reason: PubAckReason) {
+    fn acknowledge(&mut self, packet: u16, reason: PubAckReason) {
         let outcome = match reason {
             PubAckReason::Success => Ok(Delivery::Accepted),
             PubAckReason::NoMatchingSubscribers => Ok(Delivery::NoSubscriber),
             other => Err(PublishError::Refused(format!("{other:?}"))),
         };
-        let waiting = self.lock().as_mut().and_then(|link| link.numbered.remove(&packet));
-        if let Some(acknowledge) = waiting {
-            // A sender that no longer waits is no fault.
-            let _ = acknowledge.send(outcome);
+        if let Some(acknowledge) = self.numbered.remove(&packet) {
+            acknowledge.handle(outcome);
         }
     }
+}
+
+/// What one driver of a session works on.
+#[derive(Clone, Copy)]
+struct Seat<'a> {
+    place: &'a Place,
+    network: &'a Notify,
 }
 
 /// How a connection ended.
@@ -160,13 +194,29 @@ enum Ended {
     Unread,
 }
 
-async fn drive(settings: Settings, session: Session, events: mpsc::Sender<Event>) {
+async fn drive_all(settings: Arc<Settings>, session: Session, events: mpsc::Sender<Event>) {
+    if !settings.dial.everywhere {
+        return drive(&settings, &settings.brokers, session.seat(0), &events).await;
+    }
+    // Dropped with the future, which ends them all.
+    let mut drivers = JoinSet::new();
+    for at in 0..settings.brokers.len() {
+        let (settings, session, events) = (settings.clone(), session.clone(), events.clone());
+        drivers.spawn(async move {
+            let only = std::slice::from_ref(&settings.brokers[at]);
+            drive(&settings, only, session.seat(at), &events).await;
+        });
+    }
+    while drivers.join_next().await.is_some() {}
+}
+
+async fn drive(settings: &Settings, brokers: &[HostPort], seat: Seat<'_>, events: &mpsc::Sender<Event>) {
     let mut pace = Pace::new(settings.reconnect);
-    for broker in settings.brokers.iter().cycle() {
+    for broker in brokers.iter().cycle() {
         let mut up_since = None;
-        let ended = connection(&settings, broker, &session, &events, &mut up_since).await;
+        let ended = connection(settings, broker, seat, events, &mut up_since).await;
         // Dropping the link tells everyone who waits for an acknowledgement that it is lost.
-        session.lock().take();
+        lock(seat.place).take();
         let now = Instant::now();
         let was = match (&ended, up_since) {
             (_, None) => Was::Down,
@@ -197,7 +247,7 @@ async fn drive(settings: Settings, session: Session, events: mpsc::Sender<Event>
         }
         tokio::select! {
             () = pausing => {}
-            () = session.network.notified() => tokio::time::sleep(jittered(settings.reconnect.0)).await,
+            () = seat.network.notified() => tokio::time::sleep(jittered(settings.reconnect.0)).await,
         }
     }
 }
@@ -211,7 +261,7 @@ pub fn jittered(longest: Duration) -> Duration {
 async fn connection(
     settings: &Settings,
     broker: &HostPort,
-    session: &Session,
+    seat: Seat<'_>,
     events: &mpsc::Sender<Event>,
     up_since: &mut Option<Instant>,
 ) -> Ended {
@@ -257,7 +307,7 @@ async fn connection(
                 error = &mut relay => return Ended::Lost(relay_down(broker, &error.into())),
                 polled = &mut polling => break polled,
                 () = until(answer_due) => return unreachable(format!("no answer for {} s", ANSWER_TIMEOUT.as_secs())),
-                () = session.network.notified() => match way.map(|way| way.now()) {
+                () = seat.network.notified() => match way.map(|way| way.now()) {
                     Some(Now::Moved) => return unreachable("the address of this machine has changed".to_owned()),
                     // Another network may have given it the same address: what it says again has to be answered.
                     Some(Now::Same) if up_since.is_some() && subscribe(settings, &client) => {
@@ -289,7 +339,7 @@ async fn connection(
         let told = match event {
             Incoming(Packet::ConnAck(_)) => {
                 if settings.subscriptions.is_empty() {
-                    up(session, &client, events, up_since).await
+                    up(seat.place, &client, events, up_since).await
                 } else if !subscribe(settings, &client) {
                     let reason = "its queue is full".to_owned();
                     let broker = broker.clone();
@@ -308,11 +358,13 @@ async fn connection(
                 match up_since {
                     // It was asked for again.
                     Some(_) => Ok(()),
-                    None => up(session, &client, events, up_since).await,
+                    None => up(seat.place, &client, events, up_since).await,
                 }
             }
             Incoming(Packet::PubAck(ack)) => {
-                session.acknowledge(ack.pkid, ack.reason);
+                if let Some(link) = lock(seat.place).as_mut() {
+                    link.acknowledge(ack.pkid, ack.reason);
+                }
                 Ok(())
             }
             Incoming(Packet::Publish(publish)) => {
@@ -324,7 +376,9 @@ async fn connection(
                 events.send(Event::Message(message)).await
             }
             Sent(Outgoing::Publish(packet)) => {
-                session.number(packet);
+                if let Some(link) = lock(seat.place).as_mut() {
+                    link.number(packet);
+                }
                 Ok(())
             }
             Sent(Outgoing::Disconnect) => {
@@ -364,13 +418,13 @@ async fn until(due: Option<Instant>) {
 }
 
 async fn up(
-    session: &Session,
+    place: &Place,
     client: &AsyncClient,
     events: &mpsc::Sender<Event>,
     up_since: &mut Option<Instant>,
 ) -> Result<(), mpsc::error::SendError<Event>> {
     *up_since = Some(Instant::now());
-    *session.lock() = Some(Link {
+    *lock(place) = Some(Link {
         client: client.clone(),
         unnumbered: VecDeque::new(),
         numbered: HashMap::new(),

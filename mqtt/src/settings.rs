@@ -33,6 +33,9 @@ pub struct Dial {
     /// Whether this machine's network changes, and [`Session::network_changed`] tells it.
     pub roams: bool,
     pub proxies: Proxies,
+    /// Whether there is a connection with every broker, rather than with one: whoever is at one of them is heard and
+    /// reached. Brokers that are no cluster need this of those who serve.
+    pub everywhere: bool,
 }
 
 /// What the broker publishes when the session ends without a goodbye; retained.

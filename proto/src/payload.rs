@@ -346,6 +346,9 @@ pub struct OpenOrder {
     pub target: Target,
     /// The load balancer's address for ssh; one of them, drawn by the server.
     pub lb: HostPort,
+    /// The other load balancers, to be tried when that one does not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_lbs: Vec<HostPort>,
     /// The account to log in as.
     pub ssh_user: String,
     /// How long the asker still waits for the tunnel, in milliseconds.

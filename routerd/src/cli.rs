@@ -136,8 +136,8 @@ fn render(config: Config) -> anyhow::Result<()> {
 fn check(config: &Config) -> anyhow::Result<()> {
     config.masters()?;
     Verifier::load(&config.registry.servers_ca)?;
-    crate::source::redis::client(&config.redis.url).map_err(|error| value("redis.url", &error))?;
-    crate::source::postgres::options(&config.database.url).map_err(|error| value("database.url", &error))?;
+    rssh_stores::Redis::parse(&config.redis.url).map_err(|error| value("redis.url", &error))?;
+    rssh_stores::Postgres::parse(&config.database.url).map_err(|error| value("database.url", &error))?;
     for (key, path) in [
         ("haproxy.certificate", config.haproxy.certificate.path()),
         ("haproxy.users-ca", config.haproxy.users_ca.path()),

@@ -10,15 +10,16 @@ use rssh_mqtt::{Dial, Event, Identity, Message, Publish, Session, Settings, Will
 use rssh_proto::payload::{Presence, RouterStatus, ServerState, ServerStatus, V1};
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{ServerId, payload};
+use rssh_stores::{Postgres, Redis};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout};
 
 use crate::config::Config;
 use crate::files::Files;
 use crate::plan::{Actual, Command, plan};
-use crate::route::{Desired, Local, Map, Routes, Source};
+use crate::route::{Desired, Local, Map, Routes, Rows, Source};
 use crate::runtime::{Outcome, Runtime};
-use crate::source::{self, Reading, Shared};
+use crate::source::{self, Led, Reading, Shared};
 use crate::state::State;
 use crate::verify::Verifier;
 
@@ -51,6 +52,8 @@ struct Daemon {
     heard: (bool, bool),
     ready: bool,
     map_generation: u64,
+    /// Complete looks into PostgreSQL so far.
+    looks: u64,
     published: Option<RouterStatus>,
     /// Why a server's entry is not believed.
     refused: BTreeMap<ServerId, String>,
@@ -71,9 +74,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         revoked_users: BTreeSet::new(),
         revoked_serials: BTreeSet::new(),
     };
-    let redis = source::redis::client(&config.redis.url).context("redis.url in the configuration is not usable")?;
-    let database =
-        source::postgres::options(&config.database.url).context("database.url in the configuration is not usable")?;
+    let redis = Redis::parse(&config.redis.url)
+        .context("redis.url in the configuration is not usable")?
+        .with_announcements();
+    let database = Postgres::parse(&config.database.url)
+        .context("database.url in the configuration is not usable")?
+        .map(|host| host.application_name("rssh-routerd"));
     let (session, mut events, driver) = Session::new(mqtt_settings(&config)?);
     let driver = tokio::spawn(driver);
     let shared = Shared::default();
@@ -81,7 +87,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let every = config.registry.reconcile.duration();
     let tasks = [
         tokio::spawn(source::redis::run(redis, every, sender.clone())),
-        tokio::spawn(source::postgres::run(database, every, shared.clone(), sender)),
+        tokio::spawn(source::postgres::run(
+            config.router.clone(),
+            database,
+            every,
+            shared.clone(),
+            sender,
+        )),
     ];
     let mut daemon = Daemon {
         verifier: Verifier::load(&config.registry.servers_ca)?,
@@ -99,6 +111,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         heard: (false, false),
         ready: false,
         map_generation: 0,
+        looks: 0,
         published: None,
         refused: BTreeMap::new(),
         refused_total: 0,
@@ -152,7 +165,10 @@ fn mqtt_settings(config: &Config) -> anyhow::Result<Settings> {
             payload: offline.clone(),
         })),
         reconnect: (Duration::from_millis(200), Duration::from_secs(5)),
-        dial: Dial::default(),
+        dial: Dial {
+            everywhere: true,
+            ..Dial::default()
+        },
     })
 }
 
@@ -165,6 +181,18 @@ fn status(presence: Presence) -> RouterStatus {
         landing: 0,
         stale: true,
     }
+}
+
+/// Where users are to be led.
+fn leads(desired: &Desired) -> Led {
+    desired.maps.get(&Map::Addresses).map(led).unwrap_or_default()
+}
+
+fn led(rows: &Rows) -> Led {
+    let parsed = rows
+        .iter()
+        .filter_map(|(server, address)| Some((server.parse().ok()?, address.parse().ok()?)));
+    parsed.collect()
 }
 
 impl Daemon {
@@ -217,6 +245,7 @@ impl Daemon {
             Reading::Database { rows, known_before } => {
                 self.heard.1 = true;
                 self.settled = true;
+                self.looks += 1;
                 self.fault("postgresql", None);
                 let (rows, entries): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
                 // First who is lost: an entry of a lost server is not news.
@@ -330,8 +359,9 @@ impl Daemon {
     async fn pass(&mut self) {
         if self.settled {
             let outcome = self.reconcile().await;
-            if outcome.is_err() {
-                self.actual = None;
+            match outcome {
+                Ok(()) => self.shared.set_told(self.looks),
+                Err(_) => self.actual = None,
             }
             self.fault("haproxy", outcome.err().map(|error| format!("{error:#}")));
         }
@@ -367,10 +397,21 @@ impl Daemon {
             self.actual = Some(self.runtime.actual().await?);
             self.reconcile_at = Instant::now() + self.config.registry.reconcile.duration();
         }
+        // First what may come, then what is: whoever reads it misses no route.
+        let mut led = leads(&desired);
+        led.extend(self.led_now());
+        self.shared.set_led(led);
         if self.tell(&desired).await? {
             self.map_generation += 1;
         }
+        self.shared.set_led(self.led_now());
         self.publish(&desired)
+    }
+
+    /// Where HAProxy leads users now, as far as is known.
+    fn led_now(&self) -> Led {
+        let rows = self.actual.as_ref().and_then(|actual| actual.maps.get(&Map::Addresses));
+        rows.map(|rows| led(&rows.rows)).unwrap_or_default()
     }
 
     /// Tells HAProxy what is missing. Returns whether there was anything.

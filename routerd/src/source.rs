@@ -4,6 +4,7 @@ pub mod postgres;
 pub mod redis;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rssh_proto::ServerId;
@@ -27,10 +28,24 @@ pub enum Reading {
     Away { source: Source, reason: String },
 }
 
+/// Servers and addresses that users are led to, or are about to be: a server that moves is there twice for a moment.
+pub type Led = BTreeSet<(ServerId, IpAddr)>;
+
+/// What HAProxy was told, for others to read.
+#[derive(Default)]
+struct Told {
+    /// Looks into PostgreSQL so far.
+    told: u64,
+    places: Led,
+    /// Since it was last written down.
+    changed: bool,
+}
+
 /// What the tasks need of the daemon.
 #[derive(Clone, Default)]
 pub struct Shared {
     known: Arc<Mutex<BTreeSet<ServerId>>>,
+    led: Arc<Mutex<Told>>,
     /// Asks for a look into PostgreSQL now.
     pub look: Arc<Notify>,
 }
@@ -39,6 +54,28 @@ impl Shared {
     /// The servers that are known now.
     pub fn known(&self) -> BTreeSet<ServerId> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where users are led, and after how many looks into PostgreSQL that is.
+    pub fn led(&self) -> (u64, Led) {
+        let led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        (led.told, led.places.clone())
+    }
+
+    /// Says where users are led.
+    pub fn set_led(&self, places: Led) {
+        let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        led.changed |= led.places != places;
+        led.places = places;
+    }
+
+    /// Says that HAProxy was told of what so many looks into PostgreSQL found; a change is written down at once.
+    pub fn set_told(&self, looks: u64) {
+        let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        led.told = looks;
+        if std::mem::take(&mut led.changed) {
+            self.look.notify_one();
+        }
     }
 
     /// Says which servers are known now.

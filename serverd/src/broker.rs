@@ -247,10 +247,10 @@ impl Administrator {
     ///
     /// # Errors
     /// When the broker cannot be reached or refuses the administrator's certificate.
-    pub async fn connect(pki: &Pki, brokers: &[HostPort]) -> Result<Self, BrokerError> {
+    pub async fn connect(pki: &Pki, broker: &HostPort) -> Result<Self, BrokerError> {
         let tls = Identity::load(&pki.admin())?.client_config()?;
         let (session, mut events, driver) = Session::new(Settings {
-            brokers: brokers.to_vec(),
+            brokers: vec![broker.clone()],
             tls: std::sync::Arc::new(tls),
             cn: ADMIN.to_owned(),
             keep_alive: Duration::from_secs(30),
@@ -262,26 +262,19 @@ impl Administrator {
             dial: Dial::default(),
         });
         let driver = tokio::spawn(driver);
-        for _ in 0..brokers.len().max(1) {
-            match tokio::time::timeout(PATIENCE, events.recv()).await {
-                Ok(Some(Event::Up)) => {
-                    return Ok(Self {
-                        session,
-                        events,
-                        driver,
-                    });
-                }
-                Ok(Some(Event::Down(down))) => {
-                    if brokers.len() <= 1 {
-                        driver.abort();
-                        return Err(BrokerError::Away(down.to_string()));
-                    }
-                }
-                _ => break,
+        let fault = match tokio::time::timeout(PATIENCE, events.recv()).await {
+            Ok(Some(Event::Up)) => {
+                return Ok(Self {
+                    session,
+                    events,
+                    driver,
+                });
             }
-        }
+            Ok(Some(Event::Down(down))) => down.to_string(),
+            _ => format!("the broker {broker} does not answer"),
+        };
         driver.abort();
-        Err(BrokerError::Away("no broker can be reached".to_owned()))
+        Err(BrokerError::Away(fault))
     }
 
     /// Lets an identity in, with exactly the permissions of its kind.

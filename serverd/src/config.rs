@@ -61,7 +61,8 @@ fn default_port() -> u16 {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Database {
-    /// `postgres://user@host/database`; a password belongs into `~/.pgpass`.
+    /// `postgres://user@host/database`, or `postgres://user@host,host:port/database` where one of several takes writes;
+    /// a password belongs into `~/.pgpass`.
     pub url: String,
     /// Connections held at most.
     #[serde(default = "default_connections")]
@@ -75,6 +76,7 @@ fn default_connections() -> u32 {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Redis {
+    /// `redis://host`, or `redis+sentinel://host,host:port/service` where Sentinels know the master.
     pub url: String,
     /// How long this server's registration outlives its last heartbeat.
     #[serde(default = "default_ttl")]
@@ -88,6 +90,7 @@ fn default_ttl() -> Span {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Mqtt {
+    /// This server holds a session with each of them: devices and users hold one with any.
     pub brokers: Vec<HostPort>,
     pub ca: PathBuf,
     pub cert: Option<PathBuf>,
@@ -246,6 +249,10 @@ impl Config {
         };
         if self.public.ssh.is_empty() {
             return Some("public.ssh names no load balancer".into());
+        }
+        // An order names them all, and fits one message.
+        if self.public.ssh.len() > 8 {
+            return Some("public.ssh names more than 8 load balancers; put several behind one name".into());
         }
         if self.mqtt.brokers.is_empty() {
             return Some("mqtt.brokers names no broker".into());

@@ -21,7 +21,9 @@ use crate::registry::{self, Signer};
 use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
-use crate::{capacity, control, devices, failover, http, landing, local, peers, requests, sessions, sshd, web};
+use crate::{
+    address, capacity, control, devices, failover, http, landing, local, peers, requests, sessions, sshd, web,
+};
 
 /// How many messages are worked on at once; more wait at the broker.
 const AT_ONCE: usize = 256;
@@ -85,6 +87,9 @@ pub async fn run(config: Config) -> Result<()> {
     // From here on nothing may be authorized before every session from before is known.
     let watching = tokio::spawn(sessions::run(server.clone(), ended));
     until_done("the database does not answer yet", || sessions::adopt(&server)).await;
+    // Before this server answers a health check: as long as it does not, whoever had its address can be found lost.
+    let watching_others = tokio::spawn(failover::run(server.clone()));
+    address::wait(&server).await;
     let sockets = landing::listen(&server).context("cannot open the sockets for sshd's helpers")?;
     let health = http::listen(&server)
         .await
@@ -98,7 +103,7 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::spawn(sessions::evictions(server.clone())),
         tokio::spawn(sessions::sweep(server.clone())),
         tokio::spawn(sessions::expire(server.clone())),
-        tokio::spawn(failover::run(server.clone())),
+        watching_others,
         tokio::spawn(mqtt),
         tokio::spawn(hear(server.clone(), events)),
         watching,
@@ -211,7 +216,10 @@ fn mqtt_settings(
         ],
         will: Some(Box::new(move || will.clone())),
         reconnect: (Duration::from_millis(200), Duration::from_secs(5)),
-        dial: Dial::default(),
+        dial: Dial {
+            everywhere: true,
+            ..Dial::default()
+        },
     })
 }
 

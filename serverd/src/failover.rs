@@ -16,6 +16,8 @@ use crate::suspicion::{Beat, Suspicion};
 
 /// How long a health check may take.
 const HEALTH_WITHIN: Duration = Duration::from_secs(1);
+/// The longest answer to one.
+const ANSWER: u64 = 16 * 1024;
 /// How many landings per second a fleet is asked to spread a loss over; each costs a server some tens of milliseconds
 /// of processor time.
 const LANDINGS_PER_S: usize = 50;
@@ -49,7 +51,7 @@ pub async fn run(server: Arc<Server>) {
                 .find(|other| other.id == silent)
                 .and_then(|other| other.health);
             let healthy = match address {
-                Some(address) => is_healthy(address).await,
+                Some(address) => is_healthy(address, &silent).await,
                 None => false,
             };
             if let Some(beat) = suspicion.handle_health(&silent, healthy, Instant::now()) {
@@ -59,16 +61,23 @@ pub async fn run(server: Arc<Server>) {
     }
 }
 
-/// Whether a server answers its health check at all. What it answers does not matter: it is alive.
-async fn is_healthy(address: SocketAddr) -> bool {
+/// Whether a server answers its health check at all. Whether it finds itself fit does not matter: it is alive. Another
+/// that answers at its address is not.
+async fn is_healthy(address: SocketAddr, id: &ServerId) -> bool {
     let check = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
-        let mut answer = [0; 5];
-        stream.read_exact(&mut answer).await?;
-        std::io::Result::Ok(answer == *b"HTTP/")
+        let mut answer = Vec::new();
+        stream.take(ANSWER).read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answered_by(&answer, id))
     };
     matches!(tokio::time::timeout(HEALTH_WITHIN, check).await, Ok(Ok(true)))
+}
+
+/// Whether an answer is a server's own.
+fn answered_by(answer: &[u8], id: &ServerId) -> bool {
+    let answer = String::from_utf8_lossy(answer);
+    answer.starts_with("HTTP/") && answer.contains(&format!("\"server\":\"{id}\""))
 }
 
 async fn declare_lost(server: &Arc<Server>, lost: &ServerId, beat: Beat) {
@@ -95,5 +104,18 @@ async fn bring_back(server: &Arc<Server>, tunnels: &[Tunnel]) {
         if let Err(error) = server.publish(Topic::DeviceOpen(tunnel.device.clone()), &order).await {
             tracing::debug!(tunnel = %tunnel.id, %error, "cannot ask a device to land again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_server_at_the_same_address_does_not_answer_for_it() {
+        let answer = b"HTTP/1.0 503 Service Unavailable\r\n\r\n{\"server\":\"s1\",\"fault\":\"no free port\"}";
+        assert!(answered_by(answer, &"s1".parse().unwrap()));
+        assert!(!answered_by(answer, &"s2".parse().unwrap()));
+        assert!(!answered_by(b"SSH-2.0-x", &"s1".parse().unwrap()));
     }
 }

@@ -1,6 +1,7 @@
 //! The rssh server daemon: leases ports to tunnels, tells sshd who may log in and to what, watches the sessions, and
 //! signs the names by which users reach them. It also administrates an installation.
 
+pub mod address;
 pub mod args;
 pub mod broker;
 pub mod capacity;

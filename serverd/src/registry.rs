@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use redis::AsyncConnectionConfig;
 use rssh_mqtt::{Identity, Publish};
 use rssh_proto::payload::{self, ServerState, ServerStatus, V1};
 use rssh_proto::registration::{REDIS_CHANNEL, Registration, SignedRegistration, redis_key};
 use rssh_proto::topic::Topic;
+use rssh_stores::{Redis, UrlError};
 use rustls_pki_types::PrivateKeyDer;
 
 use crate::capacity;
@@ -22,7 +24,7 @@ pub enum RegistryError {
     #[error("the server's private key cannot sign; it must be ECDSA P-256, as rssh-serverd server init makes it")]
     Key,
     #[error("the redis url is wrong: {0}")]
-    Url(#[from] redis::RedisError),
+    Url(#[from] UrlError),
     #[error("this server's id is held by another process now, or was declared lost; it ends")]
     Fenced,
 }
@@ -98,8 +100,8 @@ pub fn announce(server: &Server, state: ServerState) {
 /// When another process has this server's id, or the key cannot sign.
 pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryError> {
     let ttl = server.config.redis.ttl.duration();
-    let client = redis::Client::open(server.config.redis.url.as_str())?;
-    let mut redis = None;
+    let redis = Redis::parse(&server.config.redis.url)?;
+    let mut connection = None;
     let mut ticks = tokio::time::interval(ttl / 4);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = None;
@@ -126,9 +128,9 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
         };
         let signed = signer.sign(&registration)?;
         let news = last != Some(state);
-        if let Err(error) = beat_redis(&client, &mut redis, &server, &signed, ttl, news).await {
+        if let Err(error) = beat_redis(&redis, &mut connection, &server, &signed, ttl, news).await {
             tracing::warn!(%error, "cannot register with redis");
-            redis = None;
+            connection = None;
         }
         // The heartbeat keeps the id; the whole entry is written when it says something new, and now and then for
         // routers that read it without Redis.
@@ -153,7 +155,7 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
 }
 
 async fn beat_redis(
-    client: &redis::Client,
+    redis: &Redis,
     connection: &mut Option<redis::aio::MultiplexedConnection>,
     server: &Server,
     signed: &str,
@@ -164,7 +166,7 @@ async fn beat_redis(
     let beat = async {
         let connection = match connection {
             Some(connection) => connection,
-            none => none.insert(client.get_multiplexed_async_connection().await?),
+            none => none.insert(redis.connect(&AsyncConnectionConfig::new()).await?),
         };
         let mut pipe = redis::pipe();
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
@@ -181,15 +183,16 @@ async fn beat_redis(
 pub async fn leave(server: &Server) {
     announce(server, ServerState::Offline);
     let forget = async {
-        let client = redis::Client::open(server.config.redis.url.as_str())?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let redis = Redis::parse(&server.config.redis.url)?;
+        let mut connection = redis.connect(&AsyncConnectionConfig::new()).await?;
         redis::pipe()
             .del(redis_key(&server.id))
             .ignore()
             .publish(REDIS_CHANNEL, server.id.as_str())
             .ignore()
             .query_async::<()>(&mut connection)
-            .await
+            .await?;
+        Ok::<_, UrlError>(())
     };
     match tokio::time::timeout(REDIS_PATIENCE, forget).await {
         Ok(Ok(())) => {}

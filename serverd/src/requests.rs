@@ -149,8 +149,11 @@ async fn open(server: &Arc<Server>, asker: &Asker, request: &OpenRequest, deadli
 
 /// The order that a device gets for a tunnel; `None` when it could not arrive in time.
 pub fn open_order(server: &Server, tunnel: &Tunnel, jitter_ms: u32) -> Option<OpenOrder> {
-    let balancers = &server.config.public.ssh;
+    let mut balancers = server.config.public.ssh.clone();
     let draw = usize::from_str_radix(&rssh_proto::id::random_hex::<4>(), 16).unwrap_or(0);
+    let first = draw % balancers.len();
+    balancers.rotate_left(first);
+    let lb = balancers.remove(0);
     // A tunnel that has landed before may come back for as long as it lives.
     let within_ms = match tunnel.state {
         TunnelState::Requested => tunnel.within_ms,
@@ -161,7 +164,8 @@ pub fn open_order(server: &Server, tunnel: &Tunnel, jitter_ms: u32) -> Option<Op
         tunnel: tunnel.id,
         epoch: tunnel.epoch.next(),
         target: tunnel.target.clone(),
-        lb: balancers[draw % balancers.len()].clone(),
+        lb,
+        other_lbs: balancers,
         ssh_user: server.config.sshd.user.clone(),
         within_ms,
         ttl_s: tunnel.ttl_s,

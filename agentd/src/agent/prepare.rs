@@ -62,7 +62,11 @@ impl Prepared {
             ],
             will: Some(will_of(&config, &generation, &instance)),
             reconnect: RECONNECT,
-            dial: Dial { roams: true, proxies },
+            dial: Dial {
+                roams: true,
+                proxies,
+                ..Dial::default()
+            },
         };
         Ok(Self {
             config,

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use openssh::{ForwardType, Session, Socket, Stdio};
 use rssh_mqtt::Way;
-use rssh_mqtt::dial::dial;
+use rssh_mqtt::dial::{DialError, dial_any};
 use rssh_mqtt::proxy::Proxies;
 use rssh_proto::claim::{self, ClaimReply, Claimed};
 use rssh_proto::{Failure, FailureKind, HostPort, Target, TunnelId};
@@ -91,9 +91,23 @@ pub struct Landing {
     /// What was asked for.
     pub target: Target,
     pub lb: HostPort,
+    /// Load balancers to try when that one does not answer.
+    #[serde(default)]
+    pub other_lbs: Vec<HostPort>,
     pub account: Account,
     /// Where the remote forward leads, as the device sees it.
     pub to: Endpoint,
+}
+
+impl Landing {
+    /// Begins with the next load balancer: one may take connections and lead nowhere.
+    pub fn turn(&mut self) {
+        if !self.other_lbs.is_empty() {
+            let next = self.other_lbs.remove(0);
+            let last = std::mem::replace(&mut self.lb, next);
+            self.other_lbs.push(last);
+        }
+    }
 }
 
 /// A host and port as the device dials it.
@@ -174,6 +188,13 @@ impl Ssh {
         &self.run
     }
 
+    async fn dial(&self, landing: &Landing) -> Result<tokio::net::TcpStream, DialError> {
+        match &self.lb {
+            Some(lb) => dial_any(lb, &[], &self.proxies).await,
+            None => dial_any(&landing.lb, &landing.other_lbs, &self.proxies).await,
+        }
+    }
+
     /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
     /// returns, unless `stop` says so, nor when it is dropped.
     pub async fn carry(
@@ -186,7 +207,7 @@ impl Ssh {
         let dialed = tokio::select! {
             biased;
             _ = &mut stop => return Ended::Stopped,
-            dialed = dial(self.lb.as_ref().unwrap_or(&landing.lb), &self.proxies) => dialed,
+            dialed = self.dial(landing) => dialed,
         };
         let into_std = |connection: tokio::net::TcpStream| connection.into_std().map_err(|error| error.to_string());
         let connection = match dialed.map_err(|error| error.to_string()).and_then(into_std) {

@@ -70,6 +70,7 @@ impl Tunnels {
         Ok(Landing {
             tunnel: order.tunnel,
             lb: order.lb.clone(),
+            other_lbs: order.other_lbs.clone(),
             account,
             to: self.resolve(&order.target)?,
             target: order.target.clone(),

@@ -38,6 +38,7 @@ fn order(tunnel: TunnelId, epoch: u64) -> OpenOrder {
         epoch: Epoch(epoch),
         target: Target::ssh(),
         lb: "127.0.0.1:2222".parse().unwrap(),
+        other_lbs: Vec::new(),
         ssh_user: "rssh-tunnel".into(),
         within_ms: 10_000,
         ttl_s: 600,

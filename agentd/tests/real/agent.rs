@@ -89,6 +89,7 @@ impl World {
             epoch: Epoch(1),
             target: target.parse::<Target>().unwrap(),
             lb: format!("127.0.0.1:{}", self.sshd.port).parse().unwrap(),
+            other_lbs: Vec::new(),
             ssh_user: "root".into(),
             within_ms: 10_000,
             ttl_s: 600,

@@ -33,6 +33,7 @@ fn landing(port: u16, to: u16) -> Landing {
     Landing {
         tunnel: TunnelId::generate(),
         lb: format!("127.0.0.1:{port}").parse().unwrap(),
+        other_lbs: Vec::new(),
         target: format!("127.0.0.1:{to}").parse().unwrap(),
         account: "root".parse().unwrap(),
         to: Endpoint {

@@ -135,9 +135,13 @@ async fn peers(
     report: &mut Report,
 ) -> Result<(), Error> {
     let brokers = profile.brokers.iter().map(|broker| ("broker", broker, broker.host()));
-    let balancer = ("lb", &profile.lb, NO_HOST.to_owned());
+    let balancers = profile
+        .lb
+        .all()
+        .iter()
+        .map(|balancer| ("lb", balancer, NO_HOST.to_owned()));
     let mut handshakes = Vec::new();
-    for (check, address, name) in brokers.chain([balancer]) {
+    for (check, address, name) in brokers.chain(balancers) {
         let slow = |_| {
             let detail = format!("{address} does not answer within {patience}");
             Finding::fail(check, detail, "check the network, and the address in the profile")

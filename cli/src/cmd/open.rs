@@ -1,7 +1,7 @@
 //! `rssh open`: a tunnel, proven.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use rssh_proto::duration::Span;
 use rssh_proto::payload::{OpenRequest, Operation, TunnelInfo};
@@ -20,7 +20,7 @@ use crate::output::{self, TunnelObject};
 use crate::profile::Profile;
 use crate::progress::Progress;
 use crate::request::{Answer, Ask};
-use crate::session::{NAME_PAUSES, Refusals, TRY, give_up, name_of, unproven};
+use crate::session::{ASKED, Next, TRY, Tries, give_up, is_elsewhere, name_of, unproven};
 use crate::signals::Signals;
 use crate::trace::Notes;
 
@@ -137,18 +137,22 @@ impl Opening<'_> {
         };
         self.notes.named(info.tunnel, ask.sent_at());
         self.progress.proving();
-        let proof = self.prove(control, dialled, &info).await?;
-        Ok((info, proof))
+        self.prove(control, ask, dialled, info).await
     }
 
-    /// Proves a tunnel through the load balancer, more than once while that may help.
-    async fn prove(&self, control: &mut Control, dialled: Dialled, info: &TunnelInfo) -> Result<Proof, Error> {
+    /// Proves a tunnel through the load balancer, more than once while that may help; returns it as it was proven.
+    async fn prove(
+        &self,
+        control: &mut Control,
+        ask: &Ask,
+        dialled: Dialled,
+        mut info: TunnelInfo,
+    ) -> Result<(TunnelInfo, Proof), Error> {
         let Self { balancer, deadline, .. } = *self;
-        let (host, _) = name_of(info)?;
-        let mut refusals = Refusals::default();
+        let mut tries = Tries::by(deadline);
         let mut dialled = Some(dialled);
-        let mut pauses = NAME_PAUSES.iter();
         loop {
+            let (host, _) = name_of(&info)?;
             let left = deadline.saturating_duration_since(Instant::now());
             let early = dialled.take();
             let was_early = early.is_some();
@@ -165,27 +169,28 @@ impl Opening<'_> {
                 balancer.prove(socket, host, &info.target, left.min(TRY), routed).await
             };
             let error = match tokio::time::timeout(left, attempt).await {
-                Ok(Ok(proof)) => return Ok(proof),
+                Ok(Ok(proof)) => return Ok((info, proof)),
                 Ok(Err(error)) => error,
                 Err(_) => LbError::Silent,
             };
             tracing::debug!(%error, "not proven");
             // The load balancer may have closed a connection that waited long for its name.
-            let pause = if was_early && matches!(error, LbError::Closed) {
-                Some(&Duration::ZERO)
-            } else {
-                if refusals.raise_a_question(&error)
-                    && let Some(failure) = control.objection(info.tunnel, deadline).await
-                {
-                    return Err(failure.into());
-                }
-                pauses.next()
-            };
-            match pause {
-                Some(&pause) if error.may_pass() && Instant::now() + pause < deadline => {
-                    tokio::time::sleep(pause).await;
-                }
-                _ => return Err(unproven(&info.device, &info.target, &error, balancer, deadline)),
+            if was_early && matches!(error, LbError::Closed) {
+                continue;
+            }
+            let next = tries.handle(&error, Instant::now());
+            if next == Next::Ask
+                && let Some(now) = control.again(ask, info.tunnel, deadline).await?
+                && is_elsewhere(&now, name_of(&info)?.0)
+            {
+                info = now;
+                tries.begin_again();
+                continue;
+            }
+            match next {
+                Next::GiveUp => return Err(unproven(&info.device, &info.target, &error, balancer, deadline)),
+                Next::Ask => tokio::time::sleep(ASKED).await,
+                Next::Wait(pause) => tokio::time::sleep(pause).await,
             }
         }
     }

@@ -1,47 +1,65 @@
 //! The registry in PostgreSQL, which has the last word on which servers there are.
 
-use std::str::FromStr as _;
 use std::time::Duration;
 
-use rssh_proto::{Generation, ServerId};
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection as _, Row as _};
+use rssh_proto::{Generation, RouterId, ServerId};
+use rssh_stores::Postgres;
+use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::route::{Row, Source};
-use crate::source::{Reading, Shared};
+use crate::source::{Led, Reading, Shared};
 
 /// How long PostgreSQL may take, to connect and to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait before trying again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-const SERVERS: &str = "SELECT id, registration, generation, lost_at IS NOT NULL AS lost FROM servers";
+const SERVERS: &str = "SELECT id, registration, generation, lost_at IS NOT NULL AS lost, \
+                       extract(epoch FROM clock_timestamp())::float8 AS at FROM servers";
 
-/// Reads the URL; nothing is connected yet.
-///
-/// # Errors
-/// When it is not one.
-pub fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
-    PgConnectOptions::from_str(url)
-}
+/// What servers wait for that take an address over.
+const LED: &str = "INSERT INTO routers (id, routes, seen_at) SELECT name, $2::jsonb, to_timestamp($3) FROM identities WHERE name = $1 AND kind = 'router' \
+                   ON CONFLICT (id) DO UPDATE SET routes = excluded.routes, seen_at = excluded.seen_at";
 
-/// Looks at everything every `interval` and whenever it is asked to, until nobody listens.
-pub async fn run(options: PgConnectOptions, interval: Duration, shared: Shared, readings: mpsc::Sender<Reading>) {
+/// Looks at everything every `interval` and whenever it is asked to, and writes down where users are led, until nobody
+/// listens.
+pub async fn run(
+    router: RouterId,
+    postgres: Postgres,
+    interval: Duration,
+    shared: Shared,
+    readings: mpsc::Sender<Reading>,
+) {
     let mut connection = None;
+    let (mut looks, mut looked, mut unwritten) = (0, 0.0, false);
     loop {
         let known_before = shared.known();
         let look = async {
             let live = match connection.take() {
                 Some(live) => live,
-                None => PgConnection::connect_with(&options).await?,
+                None => postgres.connect().await?,
             };
             look(live).await
         };
+        let (told, led) = shared.led();
         // One that has timed out is dropped with its half-read answer.
         let (reading, pause) = match timeout(PATIENCE, look).await {
-            Ok(Ok((live, rows))) => {
+            Ok(Ok((mut live, rows, at))) => {
+                // As of the last look: what this one found, HAProxy has not been told yet.
+                if told == looks && looks > 0 {
+                    let written = write(&mut live, &router, &led, looked).await;
+                    if let Err(error) = &written
+                        && !unwritten
+                    {
+                        tracing::warn!(%error, "cannot write down where users are led: servers may wait for this router");
+                    }
+                    unwritten = written.is_err();
+                }
+                looks += 1;
+                looked = at;
                 connection = Some(live);
                 (Reading::Database { rows, known_before }, interval)
             }
@@ -58,6 +76,23 @@ pub async fn run(options: PgConnectOptions, interval: Duration, shared: Shared, 
     }
 }
 
+async fn write(connection: &mut PgConnection, router: &RouterId, led: &Led, at: f64) -> Result<(), sqlx::Error> {
+    let routes: Vec<(&str, String)> = led
+        .iter()
+        .map(|(server, address)| (server.as_str(), address.to_string()))
+        .collect();
+    let routes = serde_json::to_string(&routes).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let write = sqlx::query(LED)
+        .bind(router.as_str())
+        .bind(routes)
+        .bind(at)
+        .execute(connection);
+    timeout(PATIENCE, write)
+        .await
+        .map_err(|_| sqlx::Error::PoolTimedOut)?
+        .map(drop)
+}
+
 fn away(reason: String) -> Reading {
     Reading::Away {
         source: Source::Database,
@@ -67,11 +102,13 @@ fn away(reason: String) -> Reading {
 
 type Found = Vec<(Row, Option<String>)>;
 
-async fn look(mut connection: PgConnection) -> Result<(PgConnection, Found), sqlx::Error> {
+async fn look(mut connection: PgConnection) -> Result<(PgConnection, Found, f64), sqlx::Error> {
+    let mut at = 0.0;
     let rows = sqlx::query(SERVERS).fetch_all(&mut connection).await?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let id: String = row.try_get("id")?;
+        at = row.try_get("at")?;
         let generation: i64 = row.try_get("generation")?;
         // The table has only valid ids; one that is not is nobody's.
         let Ok(server) = id.parse::<ServerId>() else {
@@ -85,5 +122,5 @@ async fn look(mut connection: PgConnection) -> Result<(PgConnection, Found), sql
         };
         found.push((row, entry));
     }
-    Ok((connection, found))
+    Ok((connection, found, at))
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo as _, ProtocolVersion, PushInfo, PushKind, RedisError};
+use redis::{AsyncConnectionConfig, PushInfo, PushKind, RedisError};
 use rssh_proto::ServerId;
 use rssh_proto::registration::{REDIS_CHANNEL, REDIS_PREFIX, redis_key};
+use rssh_stores::Redis;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -21,21 +22,10 @@ const WAITING: usize = 1024;
 /// Keys per step of a scan.
 const STEP: usize = 500;
 
-/// Makes a client; nothing is connected yet.
-///
-/// # Errors
-/// When the URL is not one.
-pub fn client(url: &str) -> Result<Client, RedisError> {
-    let info = url.into_connection_info()?;
-    // Version 3 carries announcements and answers over one connection.
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    Client::open(info.set_redis_settings(settings))
-}
-
 /// Reads until nobody listens.
-pub async fn run(client: Client, interval: Duration, readings: mpsc::Sender<Reading>) {
+pub async fn run(redis: Redis, interval: Duration, readings: mpsc::Sender<Reading>) {
     loop {
-        let Err(error) = follow(&client, interval, &readings).await else {
+        let Err(error) = follow(&redis, interval, &readings).await else {
             return;
         };
         let away = Reading::Away {
@@ -50,13 +40,13 @@ pub async fn run(client: Client, interval: Duration, readings: mpsc::Sender<Read
 }
 
 /// Follows one connection until it fails, or nobody listens.
-async fn follow(client: &Client, interval: Duration, readings: &mpsc::Sender<Reading>) -> Result<(), RedisError> {
+async fn follow(redis: &Redis, interval: Duration, readings: &mpsc::Sender<Reading>) -> Result<(), RedisError> {
     let (pushes, mut pushed) = mpsc::channel::<PushInfo>(WAITING);
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(PATIENCE))
         .set_response_timeout(Some(PATIENCE))
         .set_push_sender(move |push| pushes.try_send(push));
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let mut connection = redis.connect(&config).await?;
     // First the channel, then the look: a change in between is seen twice rather than never.
     connection.subscribe(REDIS_CHANNEL).await?;
     let mut next = Instant::now();

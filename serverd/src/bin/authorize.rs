@@ -6,8 +6,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// A login is refused within two seconds when serverd is away or frozen.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// A login is refused within two seconds when serverd is away or frozen; the key exchange before it takes its part.
+const PATIENCE: Duration = Duration::from_millis(1300);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

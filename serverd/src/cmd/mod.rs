@@ -121,12 +121,19 @@ impl Office {
     }
 
     async fn admit(&self, client: &Client) -> Result<()> {
-        let mut administrator = Administrator::connect(&self.pki, &self.config.mqtt.brokers).await?;
-        administrator.admit(client).await.with_context(|| {
-            format!(
-                "{} is registered, but the broker does not let it in; run the command again",
-                client.name()
-            )
-        })
+        // Each broker knows its clients by itself.
+        for broker in &self.config.mqtt.brokers {
+            let admitted = async {
+                let mut administrator = Administrator::connect(&self.pki, broker).await?;
+                administrator.admit(client).await
+            };
+            admitted.await.with_context(|| {
+                format!(
+                    "{} is registered, but the broker {broker} does not let it in; run the command again",
+                    client.name()
+                )
+            })?;
+        }
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
 use super::tunnels::{Asker, Tunnel, askers, live, read, reconnecting, told, tunnel_columns};
-use super::{Store, StoreError, counter, port, stored, uncounter};
+use super::{LOGIN_PATIENCE, Store, StoreError, counter, port, stored, uncounter};
 use crate::process::Process;
 use crate::ssh_keygen::PublicKey;
 
@@ -73,7 +73,7 @@ impl Store {
         server: &ServerId,
         key: &PublicKey,
     ) -> Result<Option<(DeviceId, Vec<Candidate>)>, StoreError> {
-        self.within(async {
+        self.within_time(LOGIN_PATIENCE, async {
             // A live tunnel may land again at any time: its device's link may have changed before its server noticed.
             let rows: Vec<(String, Option<i32>)> = sqlx::query_as(concat!(
                 "SELECT d.id, CASE WHEN t.server_id = $2 THEN t.port ELSE t.remote_port END

@@ -9,6 +9,7 @@ mod admin;
 mod leases;
 mod openers;
 mod presence;
+mod routers;
 mod servers;
 mod shares;
 mod tokens;
@@ -18,21 +19,25 @@ pub use admin::Kind;
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
 pub use openers::{CloseOutcome, Opening};
 pub use presence::Reconcile;
+pub use routers::Standing;
 pub use servers::{Other, Takeover};
 pub use tokens::TokenRow;
 pub use tunnels::{Asker, Times, Tunnel};
 
 use std::borrow::Cow;
-use std::str::FromStr as _;
 use std::time::Duration;
 
+use rssh_stores::postgres::Doubt;
+use rssh_stores::{Postgres, UrlError};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgPool, PgPoolOptions};
 
 use crate::config::Database;
 
 /// How long a call may take before it is an error.
 pub const PATIENCE: Duration = Duration::from_millis(1400);
+/// How long a login may wait for its answer, which is to be there within two seconds of its first byte.
+const LOGIN_PATIENCE: Duration = Duration::from_millis(1100);
 
 /// Why the store could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +47,7 @@ pub enum StoreError {
     #[error("database: {0}")]
     Sql(#[from] sqlx::Error),
     #[error("the database's url is wrong: {0}")]
-    Url(sqlx::Error),
+    Url(UrlError),
     #[error("database migration: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     #[error("the database holds {what} that this version does not understand: {value}")]
@@ -72,6 +77,8 @@ impl StoreError {
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    /// Whether the database may have been failed over.
+    doubt: Doubt,
 }
 
 impl Store {
@@ -81,21 +88,20 @@ impl Store {
     /// When the URL is not one of PostgreSQL.
     pub fn new(database: &Database) -> Result<Self, StoreError> {
         let patience = PATIENCE.as_millis().to_string();
-        let options = PgConnectOptions::from_str(&database.url)
-            .map_err(StoreError::Url)?
-            .application_name("rssh-serverd")
-            .options([
+        let postgres = Postgres::parse(&database.url).map_err(StoreError::Url)?.map(|host| {
+            host.application_name("rssh-serverd").options([
                 ("statement_timeout", patience.as_str()),
                 ("lock_timeout", patience.as_str()),
-            ]);
-        let pool = PgPoolOptions::new()
+            ])
+        });
+        let options = PgPoolOptions::new()
             .max_connections(database.connections)
             .min_connections(2.min(database.connections))
             .acquire_timeout(PATIENCE)
             // A dead connection shows itself at its use, and is replaced; asking before each use costs a round trip.
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Ok(Self { pool })
+            .test_before_acquire(false);
+        let (pool, doubt) = postgres.pool(options);
+        Ok(Self { pool, doubt })
     }
 
     /// Brings the schema up to date.
@@ -120,9 +126,32 @@ impl Store {
 
     /// Bounds a call.
     async fn within<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        tokio::time::timeout(PATIENCE, call)
-            .await
-            .unwrap_or(Err(StoreError::Away))
+        self.within_time(PATIENCE, call).await
+    }
+
+    /// Bounds a call whose asker has less patience.
+    async fn within_time<T>(
+        &self,
+        patience: Duration,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let call = tokio::time::timeout(patience, call);
+        tokio::pin!(call);
+        // Doubt comes first: it decides what becomes of the connection when the call is dropped.
+        match call.as_mut().await {
+            Ok(Err(StoreError::Sql(error))) => {
+                self.doubt.handle(Err(&error));
+                Err(StoreError::Sql(error))
+            }
+            Ok(outcome) => {
+                self.doubt.handle(Ok(()));
+                outcome
+            }
+            Err(_) => {
+                self.doubt.raise();
+                Err(StoreError::Away)
+            }
+        }
     }
 }
 
@@ -141,6 +170,7 @@ fn migrator() -> Migrator {
         migrations: Cow::Owned(vec![
             migration(1, "tunnels", include_str!("../../migrations/0001_tunnels.sql")),
             migration(2, "enrolment", include_str!("../../migrations/0002_enrolment.sql")),
+            migration(3, "routers", include_str!("../../migrations/0003_routers.sql")),
             migration(5, "api", include_str!("../../migrations/0005_api.sql")),
             migration(7, "shares", include_str!("../../migrations/0007_shares.sql")),
         ]),

@@ -1,0 +1,11 @@
+//! The stores, each of which may be several machines: PostgreSQL with stand-bys, Redis with Sentinels.
+//!
+//! Neither is failed over by us: whoever promotes a stand-by does so, and the daemons find it.
+
+pub mod postgres;
+pub mod redis;
+mod url;
+
+pub use postgres::Postgres;
+pub use redis::Redis;
+pub use url::UrlError;
