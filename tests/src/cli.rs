@@ -38,6 +38,9 @@ enum Verb {
         devices: u32,
         #[arg(long, default_value_t = 2)]
         users: u32,
+        /// Every store, broker and load balancer twice, and three Sentinels
+        #[arg(long)]
+        ha: bool,
     },
     /// Run a command in the lab, as a user or else as the operator
     Exec {
@@ -118,6 +121,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             servers,
             devices,
             users,
+            ha,
         } => {
             interrupt::guard(&dir)?;
             up(
@@ -126,6 +130,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                     servers,
                     devices,
                     users,
+                    ha,
                 },
             )?;
         }

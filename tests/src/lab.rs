@@ -294,6 +294,7 @@ impl Lab {
             .with_context(|| format!("cannot let go of the namespaces of {}", self.root.display()))?;
         for below in [
             "broker",
+            "broker-2",
             "components",
             "devices",
             "empty",
@@ -302,8 +303,10 @@ impl Lab {
             "operator",
             "pki",
             "postgres",
+            "postgres-2",
             "redis",
             "router",
+            "router-2",
             "run",
             "servers",
             "users",

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::place::{LB, LB_PUBLIC, Place, SITE, SITE_GATEWAY, device_address};
+use crate::place::{LB, LB_PUBLIC, LB2, Place, SITE, SITE_GATEWAY, device_address};
 use crate::run;
 
 /// What the tmpfs of namespaces is called in mountinfo, so that programs of the lab can shed other labs' ones.
@@ -144,6 +144,7 @@ fn core_batch() -> String {
          link add wan type veth peer name uplink netns ./site\n\
          addr add {LB}/24 dev wan\n\
          addr add {LB_PUBLIC}/24 dev wan\n\
+         addr add {LB2}/24 dev wan\n\
          link set wan up\n"
     )
 }

@@ -4,7 +4,7 @@
 //!   users, servers, broker, load balancer     the devices' site, behind NAT
 //!  +----------------- core -----------------+ +------- site -------+   +- device-1 -+
 //!  | 127.0.1.N     server N: sshd, forwards | | masquerade         |---| 10.77.0.2  |
-//!  | 198.51.100.1  HAProxy, broker          |=| 198.51.100.2       |---| device-2   |
+//!  | 198.51.100.1  HAProxy, broker (.4: too)|=| 198.51.100.2       |---| device-2   |
 //!  | 198.51.100.9  HAProxy, all at one port | |                    |   |            |
 //!  +----------------------------------------+ +--------------------+   +------------+
 //! ```
@@ -22,6 +22,8 @@ use crate::root::Root;
 
 /// The load balancer's and the broker's address (TEST-NET-2, RFC 5737).
 pub const LB: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The other load balancer's and the other broker's, in a lab that has them.
+pub const LB2: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 4);
 /// What the whole site's connections come from.
 pub const SITE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// The site's router as the devices see it.

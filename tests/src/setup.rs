@@ -28,6 +28,9 @@ pub struct Options {
     pub servers: NonZeroU32,
     pub devices: u32,
     pub users: u32,
+    /// Whether each store, broker and load balancer is there twice, one of them to be lost.
+    #[serde(default)]
+    pub ha: bool,
 }
 
 impl Default for Options {
@@ -36,6 +39,7 @@ impl Default for Options {
             servers: NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN),
             devices: 4,
             users: 2,
+            ha: false,
         }
     }
 }
@@ -48,6 +52,14 @@ pub struct Setup {
     pub root: Root,
     pub programs: Programs,
     pub options: Options,
+}
+
+/// The name of the first or the second of its kind: the first has no number.
+pub fn numbered(name: &str, n: u32) -> String {
+    match n {
+        1 => name.to_owned(),
+        _ => format!("{name}-{n}"),
+    }
 }
 
 /// One of the many things of a stage.
@@ -71,6 +83,11 @@ impl Setup {
         self.start_devices()?;
         stages.end("devices");
         Ok(())
+    }
+
+    /// The numbers of whatever there is twice in a lab that loses one.
+    pub fn twins(&self) -> std::ops::RangeInclusive<u32> {
+        1..=if self.options.ha { 2 } else { 1 }
     }
 
     fn servers(&self) -> std::ops::RangeInclusive<u32> {
@@ -105,7 +122,6 @@ impl Setup {
             server::write_config(self, n)?;
         }
         server::install_helpers(self)?;
-        redis::prepare(&self.root)?;
         Networks::of(&self.root).create(self.options.devices)
     }
 
@@ -114,15 +130,24 @@ impl Setup {
         let authorized_keys = Mutex::new(String::new());
         let mut jobs: Vec<Job> = vec![
             Box::new(|| {
-                postgres::prepare(&self.root, &self.programs)?;
-                start(&self.root, &self.programs, &[postgres::component(&self.root)?])
+                postgres::prepare(&self.root, &self.programs, self.options.ha)?;
+                start(&self.root, &self.programs, &[postgres::component(&self.root, 1)?])?;
+                if self.options.ha {
+                    postgres::add_stand_by(&self.root, &self.programs)
+                } else {
+                    Ok(())
+                }
             }),
             Box::new(|| {
                 pki::create(self)?;
-                broker::render(self)?;
-                start(&self.root, &self.programs, &[broker::component(self)])
+                let mut components = Vec::new();
+                for n in self.twins() {
+                    broker::render(self, n)?;
+                    components.push(broker::component(self, n));
+                }
+                start(&self.root, &self.programs, &components)
             }),
-            Box::new(|| start(&self.root, &self.programs, &[redis::component(self)])),
+            Box::new(|| redis::start(self)),
         ];
         for n in self.users() {
             let keys = &authorized_keys;
@@ -157,10 +182,12 @@ impl Setup {
         for n in self.servers() {
             jobs.push(Box::new(move || server::init(self, n)));
         }
-        jobs.push(Box::new(|| {
-            router::init(self)?;
-            router::enrol(self)
-        }));
+        for n in self.twins() {
+            jobs.push(Box::new(move || {
+                router::init(self, n)?;
+                router::enrol(self, n)
+            }));
+        }
         for n in self.devices() {
             jobs.push(Box::new(move || device::enrol(self, n)));
         }
@@ -172,22 +199,24 @@ impl Setup {
 
     fn start_servers(&self) -> Result<()> {
         let mut components: Vec<Component> = self.servers().flat_map(|n| server::components(self, n)).collect();
-        components.push(router::haproxy(self));
+        components.extend(self.twins().map(|n| router::haproxy(self, n)));
         start(&self.root, &self.programs, &components)?;
-        start(&self.root, &self.programs, &[router::routerd(self)])?;
+        let routerds: Vec<Component> = self.twins().map(|n| router::routerd(self, n)).collect();
+        start(&self.root, &self.programs, &routerds)?;
         let servers = self.options.servers.get() as usize;
-        let up =
-            || router::servers_up(&self.root).map_err(|error| anyhow!("cannot ask HAProxy for its servers: {error:#}"));
-        let mut seen = 0;
-        let all = process::wait(Duration::from_secs(20), || {
-            seen = up().unwrap_or(0);
-            seen >= servers
-        });
-        ensure!(
-            all,
-            "HAProxy sees {seen} of {servers} servers up:\n{}",
-            component::log_tail(&self.root, "routerd")
-        );
+        for n in self.twins() {
+            let mut seen = 0;
+            let all = process::wait(Duration::from_secs(20), || {
+                seen = router::servers_up_at(&self.root, n).unwrap_or(0);
+                seen >= servers
+            });
+            ensure!(
+                all,
+                "{} sees {seen} of {servers} servers up:\n{}",
+                numbered("haproxy", n),
+                component::log_tail(&self.root, &numbered("routerd", n))
+            );
+        }
         Ok(())
     }
 

@@ -13,6 +13,7 @@ fn options() -> Options {
         servers: NonZeroU32::new(1).unwrap(),
         devices: 1,
         users: 1,
+        ..Options::default()
     }
 }
 

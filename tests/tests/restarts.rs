@@ -14,6 +14,7 @@ fn lab(servers: u32, devices: u32) -> Lab {
         servers: NonZeroU32::new(servers).unwrap(),
         devices,
         users: 1,
+        ..Options::default()
     };
     Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}"))
 }

@@ -43,6 +43,7 @@ impl Rig {
             servers: NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN),
             devices: 2,
             users: 1,
+            ..Options::default()
         };
         let lab = Lab::temporary(options)?;
         allow_streams(&lab)?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::check::{Violation, check};
 use super::history::{Event, Record};
+use super::inotify::Raised;
 use super::scene::Scene;
 use crate::{Options, run};
 
@@ -27,6 +28,8 @@ pub struct Case {
     pub switch: Option<&'static str>,
     pub servers: u32,
     pub devices: u32,
+    /// Whether the lab has every store, broker and load balancer twice.
+    pub ha: bool,
     pub run: fn(&Scene) -> Result<Measured>,
 }
 
@@ -169,9 +172,14 @@ impl Case {
             servers: self.servers.try_into()?,
             devices: self.devices,
             users: 3,
+            ha: self.ha,
         };
         let suffix = if how.without { "-without" } else { "" };
         let path = histories.join(format!("{}{suffix}.jsonl", self.name));
+        let _raised = match self.devices {
+            0..100 => None,
+            many => Some(Raised::for_devices(many)?),
+        };
         let mut scene = Scene::begin(options, &path, how.without)?;
         let measured = (self.run)(&scene);
         scene.close();

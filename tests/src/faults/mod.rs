@@ -13,6 +13,7 @@ pub mod case;
 pub mod cases;
 pub mod check;
 pub mod history;
+pub mod inotify;
 pub mod report;
 pub mod scene;
 pub mod session;

@@ -17,7 +17,7 @@ use super::watch::{self, Watch};
 use crate::component::Record;
 use crate::place::{Place, device_name};
 use crate::process::{self, Process};
-use crate::{Action, Lab, Options, run, setup};
+use crate::{Action, Lab, Options, files, run, setup};
 
 /// Who asks, unless a case says otherwise.
 pub const USER: &str = "alice";
@@ -48,6 +48,22 @@ impl Opened {
             .parse()
             .with_context(|| format!("not a server of the lab: {}", self.server))
     }
+}
+
+/// Has the sshd of server `n` say other things, and starts it again; sessions live on.
+///
+/// # Errors
+/// When its configuration has no such line, or it does not come up.
+pub fn sshd_says(scene: &Scene, n: u32, said: &[&str]) -> Result<()> {
+    let path = scene.lab.dir().join(format!("servers/s{n}/sshd/sshd_config"));
+    let mut lines: Vec<String> = files::read(&path)?.lines().map(str::to_owned).collect();
+    for new in said {
+        let key = new.split(' ').next().unwrap_or_default();
+        let line = lines.iter_mut().find(|line| line.split(' ').next() == Some(key));
+        *line.with_context(|| format!("the sshd of s{n} says nothing of {key}"))? = (*new).to_owned();
+    }
+    files::write(&path, lines.join("\n") + "\n")?;
+    scene.ctl(Action::Restart, &format!("sshd-{n}"))
 }
 
 /// How a program of a user ended.
@@ -393,6 +409,21 @@ impl Scene {
             left.is_empty()
         });
         self.effect(what, gone);
+        if signal == Signal::SIGKILL {
+            for component in components {
+                self.buried(component)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a killed component is dead, and forgets its mount namespace: the kernel gives the number to another.
+    fn buried(&self, component: &str) -> Result<()> {
+        if let Some(record) = Record::read(self.lab.dir(), component) {
+            let dead = process::wait_ended(&[record.process], Duration::from_secs(10));
+            ensure!(dead, "{component} does not die");
+            Record { mounts: 0, ..record }.write(self.lab.dir(), component)?;
+        }
         Ok(())
     }
 

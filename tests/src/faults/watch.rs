@@ -149,9 +149,11 @@ pub fn listeners(networks: &Networks, servers: u32, leases: &[Lease]) -> Result<
     let table = networks.inside(&Place::Core, || fs::read_to_string("/proc/thread-self/net/tcp"))??;
     Ok(parse(&table, servers)
         .map(|(server, port, inode)| {
-            let lease = leases.iter().find(|lease| (lease.server, lease.port) == (server, port));
+            let of = |server| move |lease: &&Lease| (lease.server, lease.port) == (server, port);
+            let lease = leases.iter().find(of(server));
+            let lease = lease.or_else(|| leases.iter().find(of(successor(server))));
             Listener {
-                server,
+                server: lease.map_or(server, |lease| lease.server),
                 port,
                 inode,
                 by_lease: lease.map(|lease| sockets(lease.session).contains(&inode)),
@@ -177,6 +179,11 @@ fn sockets(pid: i32) -> HashSet<u64> {
 pub fn moved_address(n: u32) -> Ipv4Addr {
     let [a, b, c, d] = server_address(n).octets();
     Ipv4Addr::new(a, b, c + 100, d)
+}
+
+/// The number of the server that takes over the address of server `n`.
+pub fn successor(n: u32) -> u32 {
+    n + 100
 }
 
 /// Server, port and inode of each listener on a leased port, as /proc/net/tcp (proc(5)) has them.

@@ -48,7 +48,7 @@ fn agent_toml(setup: &Setup, n: u32) -> String {
 state-dir = "{state}"
 
 [mqtt]
-brokers = ["{broker}"]
+brokers = {brokers}
 ca = "{state}/servers-ca.pem"
 cert = "{state}/device.pem"
 key = "{state}/device.key"
@@ -59,7 +59,7 @@ known-hosts = "{state}/known_hosts"
 "#,
         name = device_name(n),
         state = setup.root.inside(format_args!("{}/state", dir(n))),
-        broker = broker::address(),
+        brokers = broker::addresses(setup),
     )
 }
 

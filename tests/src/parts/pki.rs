@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use crate::files;
-use crate::parts::server;
-use crate::place::{DOMAIN, LB, LB_PUBLIC};
+use crate::parts::{broker, router, server};
+use crate::place::{DOMAIN, LB_PUBLIC};
 use crate::setup::Setup;
 
 /// The directory of the authorities, as programs see it.
@@ -29,16 +29,18 @@ pub fn create(setup: &Setup) -> Result<()> {
         setup,
         &["ca", "init", "--pki", &dir(setup), "--ssh-host-name", SSH_HOST_NAME],
     )?;
-    for below in ["broker", "router"] {
-        files::make_dir(&setup.root.join(below))?;
+    for n in setup.twins() {
+        let (broker, router) = (broker::dir(n), router::dir(n));
+        let ip = broker::host(n).to_string();
+        for below in [&broker, &router] {
+            files::make_dir(&setup.root.join(below))?;
+        }
+        let public = LB_PUBLIC.to_string();
+        tls(setup, &broker, &["--name", "broker", "--ip", &ip, "--ip", &public])?;
+        let wildcard = format!("*.{DOMAIN}");
+        tls(setup, &router, &["--name", &wildcard, "--name", DOMAIN, "--ip", &ip])?;
     }
-    let (lb, public) = (LB.to_string(), LB_PUBLIC.to_string());
-    tls(setup, "broker", &["--name", "broker", "--ip", &lb, "--ip", &public])?;
-    tls(
-        setup,
-        "router",
-        &["--name", &format!("*.{DOMAIN}"), "--name", DOMAIN, "--ip", &lb],
-    )
+    Ok(())
 }
 
 /// Makes a server's TLS certificate at `DIR/<below>/tls.{pem,key}`.

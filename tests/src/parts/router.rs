@@ -8,17 +8,36 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, pki, redis, server};
-use crate::place::{DOMAIN, LB, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_PUBLIC, LB_USERS, Place, socket};
+use crate::place::{DOMAIN, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_PUBLIC, LB_USERS, Place, socket};
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
 use crate::run;
-use crate::setup::{self, Setup};
+use crate::setup::{self, Setup, numbered};
 
-const ID: &str = "lb1";
-const SOCKET: &str = "router/haproxy/admin.sock";
+/// The directory of router `n` and of the HAProxy beside it.
+pub fn dir(n: u32) -> String {
+    numbered("router", n)
+}
 
-fn config(setup: &Setup) -> String {
-    setup.root.inside("router/routerd.toml")
+fn id(n: u32) -> String {
+    format!("lb{n}")
+}
+
+fn admin_socket(n: u32) -> String {
+    format!("{}/haproxy/admin.sock", dir(n))
+}
+
+/// A door of every load balancer, as a TOML list.
+pub fn doors(setup: &Setup, port: u16) -> String {
+    let all: Vec<String> = setup
+        .twins()
+        .map(|n| format!("\"{}\"", socket(broker::host(n), port)))
+        .collect();
+    format!("[{}]", all.join(", "))
+}
+
+fn config(setup: &Setup, n: u32) -> String {
+    setup.root.inside(format_args!("{}/routerd.toml", dir(n)))
 }
 
 fn command(setup: &Setup, args: &[&str]) -> Result<()> {
@@ -31,10 +50,11 @@ fn command(setup: &Setup, args: &[&str]) -> Result<()> {
 ///
 /// # Errors
 /// When the product's command fails.
-pub fn init(setup: &Setup) -> Result<()> {
-    let dir = setup.root.join("router");
+pub fn init(setup: &Setup, n: u32) -> Result<()> {
+    let inside = setup.root.inside(dir(n));
+    let dir = setup.root.join(dir(n));
     files::make_dir(&dir.join("haproxy"))?;
-    command(setup, &["init", "--router", ID, "--dir", &setup.root.inside("router")])?;
+    command(setup, &["init", "--router", &id(n), "--dir", &inside])?;
     // The master of name keys is a router's own copy, as it would be on a machine apart.
     let master = dir.join("name-master");
     files::copy(&setup.root.join("pki/name-master"), &master)?;
@@ -42,12 +62,13 @@ pub fn init(setup: &Setup) -> Result<()> {
     // HAProxy takes a certificate and its key in one file.
     let [cert, key] = ["tls.pem", "tls.key"].map(|name| files::read(&dir.join(name)));
     files::write_secret(&dir.join("haproxy.pem"), cert? + &key?)?;
-    files::write(&dir.join("routerd.toml"), toml(setup))
+    files::write(&dir.join("routerd.toml"), toml(setup, n))
 }
 
-fn toml(setup: &Setup) -> String {
+fn toml(setup: &Setup, n: u32) -> String {
+    let host = broker::host(n);
     format!(
-        r#"router = "{ID}"
+        r#"router = "{id}"
 state-dir = "{dir}"
 name-master = "{dir}/name-master"
 
@@ -61,13 +82,9 @@ devices = ["{devices_at}"]
 users = ["{users_at}"]
 bearer = ["{bearer_at}"]
 https = ["{https_at}"]
-
-[haproxy.public]
-listen = ["{public_at}"]
-brokers = ["{broker}"]
-{limits}
+{public}{limits}
 [mqtt]
-brokers = ["{broker}"]
+brokers = {brokers}
 ca = "{servers}"
 cert = "{dir}/router.pem"
 key = "{dir}/router.key"
@@ -81,20 +98,33 @@ url = "{database}"
 [registry]
 servers-ca = "{servers}"
 "#,
-        dir = setup.root.inside("router"),
-        socket = setup.root.inside(SOCKET),
+        id = id(n),
+        dir = setup.root.inside(dir(n)),
+        socket = setup.root.inside(admin_socket(n)),
         users = pki::file(setup, "users-ca.pem"),
         servers = pki::file(setup, "servers-ca.pem"),
-        devices_at = socket(LB, LB_DEVICES),
-        users_at = socket(LB, LB_USERS),
-        bearer_at = socket(LB, LB_BEARER),
-        https_at = socket(LB, LB_HTTPS),
-        public_at = socket(LB_PUBLIC, LB_USERS),
-        broker = broker::address(),
+        devices_at = socket(host, LB_DEVICES),
+        users_at = socket(host, LB_USERS),
+        bearer_at = socket(host, LB_BEARER),
+        https_at = socket(host, LB_HTTPS),
+        public = public(n),
+        brokers = broker::addresses(setup),
         limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
         redis = redis::url(setup),
-        database = postgres::url(&setup.root),
+        database = postgres::url(setup),
     )
+}
+
+/// Everything at one port, at the first load balancer.
+fn public(n: u32) -> String {
+    match n {
+        1 => format!(
+            "\n[haproxy.public]\nlisten = [\"{}\"]\nbrokers = [\"{}\"]\n",
+            socket(LB_PUBLIC, LB_USERS),
+            broker::address()
+        ),
+        _ => String::new(),
+    }
 }
 
 /// How many connections HAProxy takes on, where it may not open as many files as it would by default.
@@ -114,43 +144,42 @@ fn limits(files: u64) -> String {
 ///
 /// # Errors
 /// When a command of the product fails.
-pub fn enrol(setup: &Setup) -> Result<()> {
+pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
+    let dir = dir(n);
     server::admin(
         setup,
         &[
             "router",
             "add",
-            ID,
+            &id(n),
             "--config",
             &server::admin_config(setup),
             "--csr",
-            &setup.root.inside("router/router.csr"),
+            &setup.root.inside(format_args!("{dir}/router.csr")),
             "--cert-out",
-            &setup.root.inside("router/router.pem"),
+            &setup.root.inside(format_args!("{dir}/router.pem")),
         ],
     )?;
-    command(setup, &["render", "--config", &config(setup)])
+    command(setup, &["render", "--config", &config(setup, n)])
 }
 
 /// HAProxy.
-pub fn haproxy(setup: &Setup) -> Component {
-    Component::new(
-        "haproxy",
-        Place::Core,
-        &["haproxy", "-W", "-f", &setup.root.inside("router/haproxy/haproxy.cfg")],
-    )
-    .address(socket(LB, LB_USERS))
-    .ready(Ready::Unix(SOCKET.to_owned()))
+pub fn haproxy(setup: &Setup, n: u32) -> Component {
+    let config = setup.root.inside(format_args!("{}/haproxy/haproxy.cfg", dir(n)));
+    Component::new(numbered("haproxy", n), Place::Core, &["haproxy", "-W", "-f", &config])
+        .address(socket(broker::host(n), LB_USERS))
+        .ready(Ready::Unix(admin_socket(n)))
 }
 
 /// The daemon beside it.
-pub fn routerd(setup: &Setup) -> Component {
+pub fn routerd(setup: &Setup, n: u32) -> Component {
     let program = setup.programs.path("rssh-routerd");
-    let (variable, value) = notify_variable(&setup.root, "routerd");
+    let name = numbered("routerd", n);
+    let (variable, value) = notify_variable(&setup.root, &name);
     Component::new(
-        "routerd",
+        name,
         Place::Core,
-        &[&program.to_string_lossy(), "run", "--config", &config(setup)],
+        &[&program.to_string_lossy(), "run", "--config", &config(setup, n)],
     )
     .env(&variable, value)
     .ready(Ready::Notify)
@@ -161,7 +190,15 @@ pub fn routerd(setup: &Setup) -> Component {
 /// # Errors
 /// When it does not answer.
 pub fn servers_up(root: &Path) -> Result<usize> {
-    let table = setup::ask_haproxy(root, SOCKET, "show stat -1 4 -1")?;
+    servers_up_at(root, 1)
+}
+
+/// How many servers HAProxy `n` sends devices to now.
+///
+/// # Errors
+/// When it does not answer.
+pub fn servers_up_at(root: &Path, n: u32) -> Result<usize> {
+    let table = setup::ask_haproxy(root, &admin_socket(n), "show stat -1 4 -1")?;
     Ok(count_up(&table))
 }
 
@@ -170,13 +207,16 @@ fn count_up(table: &str) -> usize {
     let mut lines = table.lines();
     let header = lines.next().unwrap_or_default().trim_start_matches("# ");
     let column = |name: &str| header.split(',').position(|field| field == name);
-    let (Some(server), Some(status)) = (column("svname"), column("status")) else {
+    let (Some(proxy), Some(server), Some(status)) = (column("pxname"), column("svname"), column("status")) else {
         return 0;
     };
     let mut up: Vec<&str> = lines
         .filter_map(|line| {
             let fields: Vec<&str> = line.split(',').collect();
             let is_up = fields.get(status).is_some_and(|status| status.starts_with("UP"));
+            if fields.get(proxy) != Some(&"sshd") {
+                return None;
+            }
             // One server has a row for each port of its sshd: s1_0, s1_1.
             let name = fields.get(server)?.split('_').next();
             is_up.then_some(name)?
@@ -193,7 +233,8 @@ mod tests {
 
     #[test]
     fn a_server_with_two_ports_is_one_server() {
-        let table = "# pxname,svname,status\nsshd,s1_0,UP\nsshd,s1_1,UP 1/2\nsshd,s2_0,DOWN\nsshd,s3_1,UP\n";
+        let table =
+            "# pxname,svname,status\nsshd,s1_0,UP\nsshd,s1_1,UP 1/2\nsshd,s2_0,DOWN\nsshd,s3_1,UP\nbrokers,b1,UP\n";
         assert_eq!(count_up(table), 2);
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::component::Component;
 use crate::files;
-use crate::parts::{broker, pki, redis};
+use crate::parts::{broker, pki, redis, router};
 use crate::place::{
     DOMAIN, HEALTH_PORT, HTTPS_PORT, LB, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_USERS, Place, SSHD_PORTS, TUNNEL_ACCOUNT,
     server_address, socket,
@@ -86,7 +86,7 @@ fn toml(setup: &Setup, n: u32) -> String {
 domain = "{DOMAIN}"
 port = {LB_USERS}
 bearer-port = {LB_BEARER}
-ssh = ["{ssh}"]
+ssh = {ssh}
 
 [database]
 url = "{database}"
@@ -95,7 +95,7 @@ url = "{database}"
 url = "{redis}"
 
 [mqtt]
-brokers = ["{broker}"]
+brokers = {brokers}
 ca = "{ca}"
 
 [sshd]
@@ -113,10 +113,10 @@ listen = "{health}"
 listen = "{https}"
 url = "{url}"
 "#,
-        ssh = socket(LB, LB_DEVICES),
-        database = postgres::url(&setup.root),
+        ssh = router::doors(setup, LB_DEVICES),
+        database = postgres::url(setup),
         redis = redis::url(setup),
-        broker = broker::address(),
+        brokers = broker::addresses(setup),
         ca = pki::file(setup, "servers-ca.pem"),
         helpers = setup.root.inside("helpers"),
         health = socket(address, HEALTH_PORT),

@@ -6,8 +6,8 @@ use anyhow::Result;
 use rssh_proto::id::UserId;
 
 use crate::files;
-use crate::parts::{broker, server, ssh_keygen};
-use crate::place::{LB, LB_USERS, Place, socket, user_name};
+use crate::parts::{broker, router, server, ssh_keygen};
+use crate::place::{LB_USERS, Place, user_name};
 use crate::run;
 use crate::setup::Setup;
 
@@ -43,15 +43,15 @@ pub fn init(setup: &Setup, n: u32) -> Result<String> {
 fn profile_toml(setup: &Setup, user: &UserId) -> String {
     format!(
         r#"user = "{user}"
-brokers = ["{broker}"]
-lb = "{lb}"
+brokers = {brokers}
+lb = {lb}
 url = "{url}"
 ca = "{dir}/servers-ca.pem"
 cert = "{dir}/user.pem"
 key = "{dir}/user.key"
 "#,
-        broker = broker::address(),
-        lb = socket(LB, LB_USERS),
+        brokers = broker::addresses(setup),
+        lb = router::doors(setup, LB_USERS),
         url = server::url(),
         dir = setup.root.inside(format_args!("users/{user}/home/.config/rssh")),
     )

@@ -79,6 +79,7 @@ fn running() -> Arc<Lab> {
         servers: NonZeroU32::new(SERVERS).unwrap(),
         devices: 50,
         users: 31,
+        ..Options::default()
     };
     let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
     make_talkative(&lab);

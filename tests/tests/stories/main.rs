@@ -31,6 +31,7 @@ fn lab() -> Arc<Lab> {
         servers: NonZeroU32::new(2).unwrap(),
         devices: 16,
         users: 12,
+        ..Options::default()
     };
     let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
     *shared = Arc::downgrade(&lab);

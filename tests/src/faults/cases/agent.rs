@@ -7,9 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::Action;
-use crate::component::Record;
 use crate::faults::case::{Bound, Case, Measured};
-use crate::faults::scene::{PROBER, Scene};
+use crate::faults::scene::Scene;
 use crate::place::Place;
 use crate::process::{self, Process};
 
@@ -22,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the agent is frozen"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: ssh_killed,
     },
     Case {
@@ -32,17 +32,8 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("what the agent had noted of its ssh is removed while it is dead"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: agent_killed,
-    },
-    Case {
-        name: "agent-frozen",
-        injects: "SIGSTOP to the agent and its ssh for 10 s",
-        bound: Bound::seconds("session goes on", 15.0),
-        defence: "keepalives that are patient enough",
-        switch: None,
-        servers: 2,
-        devices: 2,
-        run: agent_frozen,
     },
 ];
 
@@ -111,33 +102,4 @@ fn agent_killed(scene: &Scene) -> Result<Measured> {
         Ok(masters(scene, 1).is_empty())
     })?;
     Ok(Measured::seconds(took, note))
-}
-
-fn agent_frozen(scene: &Scene) -> Result<Measured> {
-    let session = scene.session(1)?;
-    session.touched();
-    let other = scene.session(2)?;
-    scene.ctl(Action::Stop, "agentd-1")?;
-    let answer = scene.try_open(PROBER, 1, Duration::from_secs(8))?;
-    ensure!(!answer.succeeded(), "a frozen agent opened a tunnel");
-    let named = answer.took;
-    scene.last(Duration::from_secs(10).saturating_sub(named));
-    ensure!(
-        Record::read(scene.lab.dir(), "agentd-1").is_some_and(|record| record.process.is_alive()),
-        "the agent has ended"
-    );
-    let began = std::time::Instant::now();
-    scene.ctl(Action::Cont, "agentd-1")?;
-    ensure!(session.goes_on(Duration::from_secs(20)), "the session ended");
-    let took = began.elapsed();
-    ensure!(other.goes_on(Duration::from_secs(5)), "the other session stands still");
-    scene.until_opens(PROBER, 1, Duration::from_secs(30))?;
-    Ok(Measured::seconds(
-        took,
-        format!(
-            "an open meanwhile was refused after {:.1} s: {}",
-            named.as_secs_f64(),
-            answer.stderr.trim()
-        ),
-    ))
 }

@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the device's agent is frozen"),
         servers: 2,
         devices: 4,
+        ha: false,
         run: |scene| broker(scene, Action::Term, Duration::ZERO),
     },
     Case {
@@ -27,6 +28,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the device's agent is frozen"),
         servers: 2,
         devices: 4,
+        ha: false,
         run: |scene| broker(scene, Action::Kill, Duration::from_secs(5)),
     },
     Case {
@@ -37,6 +39,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the device's agent is frozen"),
         servers: 2,
         devices: 4,
+        ha: false,
         run: |scene| broker(scene, Action::Stop, Duration::from_secs(8)),
     },
 ];

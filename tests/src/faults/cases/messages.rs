@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -25,6 +25,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("each copy has an id of its own, and asks for a tunnel of its own"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: twice,
     },
     Case {
@@ -35,6 +36,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("it has 60 s to live"),
         servers: 1,
         devices: 2,
+        ha: false,
         run: late,
     },
     Case {
@@ -42,19 +44,21 @@ pub(super) const CASES: &[Case] = &[
         injects: "a retained open; the broker and the servers start again",
         bound: Bound::count("tunnels that opened", 0.0),
         defence: "retained messages do not reach shared subscriptions; servers drop them",
-        switch: None,
+        switch: Some("it is published anew, and not retained"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: retained,
     },
     Case {
         name: "two-agents-with-one-id",
         injects: "a second agent with a copy of the first one's state on the same device",
-        bound: Bound::count("opens without a named end", 0.0),
-        defence: "generations order presence; epochs order sessions",
-        switch: None,
+        bound: Bound::seconds("quarantined, and said so", 60.0),
+        defence: "two that take turns are noticed, and nobody is let in for them",
+        switch: Some("the database does not count the turns"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: two_agents,
     },
     Case {
@@ -65,6 +69,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the broker lets everybody subscribe"),
         servers: 2,
         devices: 3,
+        ha: false,
         run: rogue,
     },
     Case {
@@ -75,6 +80,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("it has read the whole id in the broker's log"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: stolen,
     },
 ];
@@ -231,6 +237,14 @@ fn retained(scene: &Scene) -> Result<Measured> {
     }
     scene.ctl(Action::Restart, "mosquitto")?;
     scene.until_opens(PROBER, 2, Duration::from_secs(40))?;
+    if scene.without {
+        publish(
+            scene,
+            USER,
+            &request(1, TunnelId::generate(), Duration::from_secs(5), false)?,
+            &[],
+        )?;
+    }
     scene.last(Duration::from_secs(3));
     let now = opened(scene, 1)?;
     ensure!(session.goes_on(Duration::from_secs(5)), "the session ended");
@@ -243,8 +257,53 @@ fn retained(scene: &Scene) -> Result<Measured> {
     ))
 }
 
+/// Somebody with a server's certificate who subscribes to requests and answers none.
+pub(super) fn deaf_subscriber(scene: &Scene) -> Result<Running> {
+    let filter = "$share/serverd/rssh/v1/user/+/request";
+    let file = |name: &str| scene.lab.dir().inside(format_args!("servers/s1/state/{name}"));
+    let (ca, cert, key) = (
+        scene.lab.dir().inside("pki/servers-ca.pem"),
+        file("server.pem"),
+        file("server.key"),
+    );
+    let (host, port) = (LB.to_string(), BROKER_PORT.to_string());
+    let argv = [
+        "mosquitto_sub",
+        "-V",
+        "mqttv5",
+        "-h",
+        &host,
+        "-p",
+        &port,
+        "--cafile",
+        &ca,
+        "--cert",
+        &cert,
+        "--key",
+        &key,
+        "-q",
+        "1",
+        "-t",
+        filter,
+    ];
+    let before = scene.log_length("mosquitto");
+    let child = scene
+        .lab
+        .command(&Place::Core, &argv)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let there = crate::process::wait(Duration::from_secs(5), || {
+        scene.log_since("mosquitto", before).contains("New client connected")
+    });
+    // And subscribed, a moment later.
+    scene.last(Duration::from_millis(500));
+    scene.effect("a deaf subscriber is connected", there);
+    Ok(Running(child))
+}
+
 /// A program that ends with the value.
-struct Running(Child);
+pub(super) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -286,16 +345,32 @@ fn two_agents(scene: &Scene) -> Result<Measured> {
         .filter(|line| line.contains("New client connected") && line.contains("as device-1-"))
         .count();
     scene.effect("both are connected", connected >= 2);
+    if scene.without {
+        scene.lab.psql(
+            "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.turns = 0; RETURN NEW; END'; \
+             CREATE TRIGGER forget BEFORE UPDATE ON devices FOR EACH ROW EXECUTE FUNCTION forget()",
+        )?;
+    }
     let (mut good, mut named) = (0, BTreeSet::new());
-    for _ in 0..10 {
+    let began = Instant::now();
+    let quarantined = scene.until(Duration::from_secs(90), "the device is quarantined", || {
         let answer = scene.try_open(PROBER, 1, Duration::from_secs(10))?;
         if answer.succeeded() {
             good += 1;
-            scene.close_tunnel(PROBER, 1)?;
+            // The other agent may hold it.
+            let name = device_name(1);
+            scene.ask(
+                PROBER,
+                &name,
+                Duration::from_secs(5),
+                &["rssh", "close", &name, "--force", "--timeout", "5s"],
+            )?;
         } else {
             named.insert(answer.stderr.trim().to_owned());
         }
-    }
+        Ok(answer.exit == Some(90))
+    });
+    let took = began.elapsed();
     drop(second);
     if scene
         .lab
@@ -309,8 +384,11 @@ fn two_agents(scene: &Scene) -> Result<Measured> {
     }
     scene.until_opens(PROBER, 1, Duration::from_secs(30))?;
     ensure!(other.goes_on(Duration::from_secs(5)), "the other session ended");
-    // Those without a name are violations.
-    Ok(Measured::count(0, format!("{good} of 10 opens succeeded; {named:?}")))
+    quarantined?;
+    Ok(Measured::seconds(
+        took,
+        format!("{good} opens succeeded before; {named:?}"),
+    ))
 }
 
 fn rogue(scene: &Scene) -> Result<Measured> {

@@ -2,6 +2,7 @@
 
 mod agent;
 mod broker;
+mod ha;
 mod limits;
 mod messages;
 mod network;
@@ -22,6 +23,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         network::CASES,
         messages::CASES,
         limits::CASES,
+        ha::CASES,
     ]
     .into_iter()
     .flatten()

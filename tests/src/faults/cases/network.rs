@@ -20,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the agent and its ssh are frozen"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: |scene| link_cut(scene, Duration::from_secs(5)),
     },
     Case {
@@ -31,6 +32,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the agent and its ssh are frozen"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: |scene| link_cut(scene, Duration::from_secs(30)),
     },
     Case {
@@ -41,6 +43,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the agent and its ssh are frozen"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: |scene| link_cut(scene, Duration::from_secs(120)),
     },
     Case {
@@ -51,6 +54,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the agent is frozen"),
         servers: 2,
         devices: 3,
+        ha: false,
         run: device_moves,
     },
     Case {
@@ -61,6 +65,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the agents are frozen"),
         servers: 2,
         devices: 4,
+        ha: false,
         run: site_moves,
     },
     Case {
@@ -71,6 +76,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the database keeps the old lease"),
         servers: 2,
         devices: 6,
+        ha: false,
         run: power_lost,
     },
 ];

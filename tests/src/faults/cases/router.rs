@@ -22,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("routerd is frozen and a route is taken from its file"),
         servers: 2,
         devices: 4,
+        ha: false,
         run: reloaded,
     },
     Case {
@@ -32,6 +33,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("routerd is frozen and a route is taken from its file"),
         servers: 2,
         devices: 4,
+        ha: false,
         run: haproxy_killed,
     },
     Case {
@@ -42,6 +44,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the routes' file is emptied, and HAProxy started anew from it"),
         servers: 2,
         devices: 3,
+        ha: false,
         run: routerd_killed,
     },
     Case {
@@ -52,6 +55,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("that file is removed, and HAProxy is started anew from an empty configuration"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: without_stores,
     },
 ];

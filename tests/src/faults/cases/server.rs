@@ -1,19 +1,21 @@
 //! Faults of servers: the daemon, its sshd, the whole machine.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::Action;
+use super::messages::deaf_subscriber;
 use crate::bench::stats::quantile;
 use crate::faults::case::{Bound, Case, Measured};
 use crate::faults::scene::{Opened, PROBER, Scene, USER};
 use crate::faults::session::Session;
-use crate::faults::watch::moved_address;
+use crate::faults::watch::{moved_address, successor};
 use crate::files;
 use crate::parts::router;
-use crate::place::{Place, server_address};
+use crate::place::{LB, LB_USERS, Place, server_address};
+use crate::{Action, Lab};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -24,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the leases name another boot while it is dead"),
         servers: 2,
         devices: 6,
+        ha: false,
         run: |scene| restarted(scene, Action::Kill),
     },
     Case {
@@ -34,6 +37,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the leases name another boot while it is away"),
         servers: 2,
         devices: 6,
+        ha: false,
         run: |scene| restarted(scene, Action::Term),
     },
     Case {
@@ -44,6 +48,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the database lets nobody be declared lost"),
         servers: 2,
         devices: 6,
+        ha: false,
         run: frozen,
     },
     Case {
@@ -54,6 +59,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the other server takes no landings"),
         servers: 2,
         devices: 12,
+        ha: false,
         run: |scene| host_lost(scene, Signal::SIGKILL),
     },
     Case {
@@ -64,6 +70,7 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the database lets nobody be declared lost"),
         servers: 2,
         devices: 12,
+        ha: false,
         run: |scene| host_lost(scene, Signal::SIGSTOP),
     },
     Case {
@@ -71,20 +78,33 @@ pub(super) const CASES: &[Case] = &[
         injects: "rssh-serverd drain under live sessions",
         bound: Bound::seconds("ended once empty", 5.0),
         defence: "a draining server takes no landings, and moves nothing",
-        switch: None,
+        switch: Some("a service manager ends and starts it instead"),
         servers: 2,
         devices: 6,
+        ha: false,
         run: drained,
     },
     Case {
         name: "server-address-changed",
         injects: "a server ends and comes back at another address",
-        bound: Bound::seconds("routes follow", 2.0),
+        bound: Bound::seconds("routes follow", 1.0),
         defence: "it registers at a higher generation; routerd changes its maps at once",
         switch: Some("routerd is frozen"),
         servers: 2,
         devices: 6,
+        ha: false,
         run: address_changed,
+    },
+    Case {
+        name: "server-address-reused",
+        injects: "a server dies; one of another id starts at its address while routerd is frozen; a name of before is used",
+        bound: Bound::count("connections led to another device", 0.0),
+        defence: "it claims nothing until every living router has let go of the old route",
+        switch: Some("the database forgets what routers lead to"),
+        servers: 2,
+        devices: 3,
+        ha: false,
+        run: address_reused,
     },
     Case {
         name: "one-of-two-serverds-frozen",
@@ -94,16 +114,18 @@ pub(super) const CASES: &[Case] = &[
         switch: Some("the CLI gives up before it repeats"),
         servers: 2,
         devices: 4,
+        ha: false,
         run: one_frozen,
     },
     Case {
         name: "no-serverd",
         injects: "SIGKILL to every serverd",
-        bound: Bound::seconds("refused with a name", 3.0),
+        bound: Bound::seconds("refused with a name", 2.0),
         defence: "the broker says that nobody subscribes",
-        switch: None,
+        switch: Some("somebody subscribes to requests and answers none"),
         servers: 2,
         devices: 2,
+        ha: false,
         run: no_serverd,
     },
 ];
@@ -320,8 +342,12 @@ fn drained(scene: &Scene) -> Result<Measured> {
     let before = leases(scene)?;
     scene.fault("rssh-serverd drain on s1");
     let config = scene.lab.dir().inside("servers/s1/serverd.toml");
-    let said = scene.at(&Place::Server(1), &["rssh-serverd", "drain", "--config", &config])?;
-    scene.effect(format!("it says: {}", said.trim()), said.contains("drain"));
+    if scene.without {
+        scene.ctl(Action::Restart, "serverd-1")?;
+    } else {
+        let said = scene.at(&Place::Server(1), &["rssh-serverd", "drain", "--config", &config])?;
+        scene.effect(format!("it says: {}", said.trim()), said.contains("drain"));
+    }
     for _ in 0..10 {
         let answer = scene.try_open(PROBER, 6, Duration::from_secs(15))?;
         ensure!(answer.succeeded(), "an open failed while s1 drains: {}", answer.stderr);
@@ -384,15 +410,7 @@ fn address_changed(scene: &Scene) -> Result<Measured> {
     scene.start("serverd-1")?;
     let began = Instant::now();
     scene.until(Duration::from_secs(20), "HAProxy has the new address", || {
-        let list = scene.haproxy("show map")?;
-        let id = list
-            .lines()
-            .find(|line| line.contains("addresses.map"))
-            .and_then(|line| line.split(' ').next())
-            .context("HAProxy has no map of addresses")?;
-        Ok(scene
-            .haproxy(&format!("show map #{id}"))?
-            .contains(&format!("s1 {new}")))
+        routes_to(scene, "s1", &new)
     })?;
     let took = began.elapsed();
     ensure!(generation(scene)? > before, "the generation did not rise");
@@ -416,6 +434,171 @@ fn address_changed(scene: &Scene) -> Result<Measured> {
         );
     }
     Ok(Measured::seconds(took, format!("{} tunnels came back", moving.len())))
+}
+
+/// Starts a server of another id at the address of server 1.
+fn succeed(scene: &Scene, id: &str) -> Result<()> {
+    let dir = scene.lab.dir();
+    files::make_dir(&dir.join("servers/s1/state-of-another"))?;
+    for name in ["admin", "serverd"] {
+        let path = dir.join(format!("servers/s1/{name}.toml"));
+        let text = files::read(&path)?;
+        files::write(
+            &path,
+            text.replace("/servers/s1/state\"", "/servers/s1/state-of-another\""),
+        )?;
+    }
+    let config = dir.inside("servers/s1/admin.toml");
+    scene.at(
+        &Place::Server(1),
+        &["rssh-serverd", "server", "init", "--config", &config, "--id", id],
+    )?;
+    Ok(())
+}
+
+fn address_reused(scene: &Scene) -> Result<Measured> {
+    let other = scene.session(3)?;
+    let opened = scene.open_on(1, 1)?;
+    let port = opened
+        .host
+        .split('-')
+        .nth(1)
+        .context("a name without a port")?
+        .to_owned();
+    scene.until(Duration::from_secs(30), "routerd has written its routes down", || {
+        Ok(scene
+            .lab
+            .psql("SELECT count(*) FROM routers WHERE routes::text LIKE '%\"s1\"%'")?
+            == "1")
+    })?;
+    scene.ctl(Action::Stop, "routerd")?;
+    scene.machine(&["serverd-1", "sshd-1"], Signal::SIGKILL)?;
+    // The tunnel lands on server 2; its name of before lives on for two minutes.
+    scene.until_back(&opened.tunnel, 1, Duration::from_secs(30))?;
+    if scene.without {
+        scene.lab.psql(
+            "CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+             CREATE TRIGGER forget BEFORE INSERT OR UPDATE ON routers FOR EACH ROW EXECUTE FUNCTION forget(); \
+             DELETE FROM routers; UPDATE servers SET lost_at = clock_timestamp(), address = NULL WHERE id = 's1'",
+        )?;
+    }
+    let id = format!("s{}", successor(1));
+    scene.fault(format!("{id} starts at the address of s1"));
+    succeed(scene, &id)?;
+    scene.lab.ctl(Action::Start, "sshd-1")?;
+    let lab = Lab::attach(scene.lab.dir())?;
+    let starting = thread::spawn(move || lab.ctl(Action::Start, "serverd-1"));
+    let address = server_address(1).to_string();
+    // Device 2 asks for the port that device 1 had, and somebody has a name of device 1's.
+    let leases = format!("SELECT count(*) FROM leases WHERE server_id = '{id}'");
+    let argv = [
+        "rssh",
+        "open",
+        "device-2",
+        "--json",
+        "--new",
+        "--remote-port",
+        &port,
+        "--timeout",
+        "5s",
+    ];
+    let stop = Instant::now() + Duration::from_secs(15);
+    let astray = thread::scope(|scope_of| -> Result<usize> {
+        let opening = scope_of.spawn(|| -> Result<()> {
+            while Instant::now() < stop {
+                if scene
+                    .ask(PROBER, "device-2", Duration::from_secs(5), &argv)?
+                    .succeeded()
+                {
+                    scene.close_tunnel(PROBER, 2)?;
+                }
+            }
+            Ok(())
+        });
+        let mut astray = 0;
+        while !opening.is_finished() {
+            astray += usize::from(banner_of(scene, &opened.host)?.contains("device-2"));
+        }
+        opening
+            .join()
+            .unwrap_or_else(|_| anyhow::bail!("the prober panicked"))?;
+        Ok(astray)
+    })?;
+    let landed = scene.lab.psql(&leases)? != "0";
+    let held = !landed;
+    scene.effect(
+        format!("{id} is at {address}, and s1's route is still there"),
+        routes_to(scene, "s1", &address)?,
+    );
+    scene.ctl(Action::Cont, "routerd")?;
+    let began = Instant::now();
+    match starting.join() {
+        Ok(started) => started?,
+        Err(_) => anyhow::bail!("the start panicked"),
+    }
+    let took = began.elapsed();
+    scene.until(Duration::from_secs(60), "a tunnel lands on it", || {
+        let answer = scene.try_open(PROBER, 2, Duration::from_secs(10))?;
+        if answer.succeeded() {
+            scene.close_tunnel(PROBER, 2)?;
+        }
+        Ok(answer.stdout.contains(&format!("\"server\":\"{id}\"")))
+    })?;
+    ensure!(
+        banner_of(scene, &opened.host)?.is_empty(),
+        "a name of before leads somewhere"
+    );
+    ensure!(other.goes_on(Duration::from_secs(5)), "the other session ended");
+    Ok(Measured::count(
+        astray,
+        format!(
+            "it claimed nothing meanwhile: {held}; serving {:.1} s after routerd went on",
+            took.as_secs_f64()
+        ),
+    ))
+}
+
+/// What answers at a signed name of alice's, without asking anybody for a newer one.
+fn banner_of(scene: &Scene, host: &str) -> Result<String> {
+    let home = scene.lab.dir().inside("users/alice/home/.config/rssh");
+    let file = |name: &str| format!("{home}/{name}");
+    let (ca, cert, key) = (file("servers-ca.pem"), file("user.pem"), file("user.key"));
+    let to = format!("{LB}:{LB_USERS}");
+    let output = scene.lab.exec(
+        USER,
+        &[
+            "timeout",
+            "2",
+            "openssl",
+            "s_client",
+            "-quiet",
+            "-connect",
+            &to,
+            "-servername",
+            host,
+            "-CAfile",
+            &ca,
+            "-cert",
+            &cert,
+            "-key",
+            &key,
+        ],
+    )?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(said.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Whether HAProxy leads a server's users to an address.
+fn routes_to(scene: &Scene, server: &str, address: &str) -> Result<bool> {
+    let list = scene.haproxy("show map")?;
+    let id = list
+        .lines()
+        .find(|line| line.contains("addresses.map"))
+        .and_then(|line| line.split(' ').next())
+        .context("HAProxy has no map of addresses")?;
+    Ok(scene
+        .haproxy(&format!("show map #{id}"))?
+        .contains(&format!("{server} {address}")))
 }
 
 fn one_frozen(scene: &Scene) -> Result<Measured> {
@@ -454,7 +637,9 @@ fn no_serverd(scene: &Scene) -> Result<Measured> {
     for server in ["serverd-1", "serverd-2"] {
         scene.ctl(Action::Kill, server)?;
     }
+    let deaf = scene.without.then(|| deaf_subscriber(scene)).transpose()?;
     let answer = scene.try_open(PROBER, 2, Duration::from_secs(15))?;
+    drop(deaf);
     ensure!(!answer.succeeded(), "an open succeeded without a server");
     ensure!(session.goes_on(Duration::from_secs(5)), "the session ended");
     for server in ["serverd-1", "serverd-2"] {

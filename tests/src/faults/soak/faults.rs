@@ -115,7 +115,6 @@ pub(super) fn inject(scene: &Scene, dice: &mut Dice, load: &mut Load, devices: u
             "HAProxy reloaded".to_owned()
         }
         10 => {
-            let _impaired = Impaired::begin();
             load.touched(None);
             scene.ctl(Action::Restart, "haproxy")?;
             load.renew(scene, devices, None)?;

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::check::{Checker, Violation};
 use super::history::History;
+use super::inotify::Raised;
 use super::scene::Scene;
 use crate::{Options, files};
 use faults::Dice;
@@ -32,35 +33,8 @@ pub struct Plan {
 const LOOK: Duration = Duration::from_secs(1);
 /// How long everything may take to be as it was after the last fault.
 const SETTLES: Duration = Duration::from_secs(120);
-/// The share of opens that has to succeed while the broker, PostgreSQL, HAProxy and one server are up.
+/// The share of opens that has to succeed while the broker, PostgreSQL and one server are up.
 const SHARE: f64 = 0.999;
-
-/// How many inotify instances one user may have. Here the agents of all devices are one user's, on one kernel.
-const INOTIFY: &str = "/proc/sys/fs/inotify/max_user_instances";
-
-/// A higher limit, put back with the value.
-struct Raised(Option<String>);
-
-impl Raised {
-    fn to(instances: u32) -> Result<Self> {
-        let before = files::read(Path::new(INOTIFY))?.trim().to_owned();
-        if before.parse::<u32>()? >= instances {
-            return Ok(Self(None));
-        }
-        eprintln!("fs.inotify.max_user_instances is {instances} instead of {before} meanwhile");
-        files::write(Path::new(INOTIFY), instances.to_string())?;
-        Ok(Self(Some(before)))
-    }
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            // Nobody is left to tell.
-            let _ = files::write(Path::new(INOTIFY), before);
-        }
-    }
-}
 
 /// What came of a soak.
 #[derive(Debug, Serialize)]
@@ -89,8 +63,9 @@ pub fn run(plan: &Plan, dir: &Path) -> Result<bool> {
         servers: 2.try_into()?,
         devices: held + load::CHURNED,
         users: 3,
+        ..Options::default()
     };
-    let _raised = Raised::to(plan.tunnels * 4 + 512)?;
+    let _raised = Raised::for_devices(plan.tunnels)?;
     let history = Arc::new(History::begin(&dir.join("soak.jsonl"), false)?);
     let scene = Scene::with(options, history.clone(), false, LOOK)?;
     let mut load = Load::begin(&scene, plan, held)?;
@@ -186,7 +161,7 @@ fn print(report: &Report) {
         report.faults.len()
     );
     println!(
-        "opens: {} of {} succeeded ({:.3} %) while the broker, PostgreSQL, HAProxy and a server were up; {} more fell \
+        "opens: {} of {} succeeded ({:.3} %) while the broker, PostgreSQL and a server were up; {} more fell \
          into a fault of those, {} of them succeeded; p50 {:.0} ms, p99 {:.0} ms",
         opens.good,
         opens.all,
