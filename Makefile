@@ -13,6 +13,7 @@ help:
 	@echo 'make ansible-test  ansible, from PyPI, over the devices of a lab'
 	@echo 'make recording     make the picture in the README from a real run'
 	@echo 'make build         build every program'
+	@echo 'make docs          build docs/ as a book into target/book, and check its links'
 	@echo 'make packages      install the Debian packages that the demo and the tests need'
 
 .PHONY: packages
@@ -60,3 +61,8 @@ ansible-test: build
 .PHONY: recording
 recording: build
 	@target/debug/rssh-lab record docs/demo.svg
+
+.PHONY: docs
+docs:
+	@packaging/install-cargo-tools mdbook
+	@docs/build
