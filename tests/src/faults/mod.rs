@@ -126,20 +126,19 @@ pub fn run(args: Args) -> Result<ExitCode> {
         without: args.without_defence,
         logs: args.logs,
     };
-    let outcomes: Vec<Outcome> = cases
-        .into_iter()
-        .map(|case| {
-            let outcome = case.outcome(&args.dir, how);
-            eprintln!("{:>6.1} s  {} {:?}", outcome.took_s, outcome.name, outcome.verdict);
-            outcome
-        })
-        .collect();
     let name = if args.without_defence {
         "without.json"
     } else {
         "results.json"
     };
-    report::write(&args.dir.join(name), &outcomes)?;
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for case in cases {
+        let outcome = case.outcome(&args.dir, how);
+        eprintln!("{:>6.1} s  {} {:?}", outcome.took_s, outcome.name, outcome.verdict);
+        outcomes.push(outcome);
+        // A run that is cut short leaves what it has.
+        report::write(&args.dir.join(name), &outcomes)?;
+    }
     print!("{}", report::table(&outcomes));
     Ok(exit_code(outcomes.iter().all(report::is_good)))
 }
