@@ -12,6 +12,7 @@ help:
 	@echo 'make api-test      try the HTTP API against its own OpenAPI document, with schemathesis from PyPI'
 	@echo 'make ansible-test  ansible, from PyPI, over the devices of a lab'
 	@echo 'make recording     make the picture in the README from a real run'
+	@echo 'make deny          check what we depend on: licenses, sources, what is banned'
 	@echo 'make build         build every program'
 	@echo 'make docs          build docs/ as a book into target/book, and check its links'
 	@echo 'make packages      install the Debian packages that the demo and the tests need'
@@ -66,3 +67,10 @@ recording: build
 docs:
 	@packaging/install-cargo-tools mdbook
 	@docs/build
+
+# The advisories come from the network: DENY=advisories, or DENY= for all.
+DENY ?= bans licenses sources
+.PHONY: deny
+deny:
+	@packaging/install-cargo-tools cargo-deny
+	@target/tools/bin/cargo-deny --locked --config packaging/deny.toml check $(DENY)
