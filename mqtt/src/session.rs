@@ -35,6 +35,9 @@ use crate::way::{Now, Way};
 /// How long the broker may take to answer, a ping for instance: with the keep-alive, how soon a dead link is noticed.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The same after a change of this machine's network: what TCP sends again may come much later than a new connection.
+const CHANGED_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// How long a session lasts at most that is counted as taken away: those of two programs that fight for one are short.
 const SHORT: Duration = Duration::from_secs(20);
 
@@ -306,12 +309,13 @@ async fn connection(
                 biased;
                 error = &mut relay => return Ended::Lost(relay_down(broker, &error.into())),
                 polled = &mut polling => break polled,
-                () = until(answer_due) => return unreachable(format!("no answer for {} s", ANSWER_TIMEOUT.as_secs())),
+                () = until(answer_due) => return unreachable("no answer in time".to_owned()),
                 () = seat.network.notified() => match way.map(|way| way.now()) {
                     Some(Now::Moved) => return unreachable("the address of this machine has changed".to_owned()),
                     // Another network may have given it the same address: what it says again has to be answered.
                     Some(Now::Same) if up_since.is_some() && subscribe(settings, &client) => {
-                        answer_due.get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
+                        let due = Instant::now() + CHANGED_TIMEOUT;
+                        answer_due = Some(answer_due.map_or(due, |sooner: Instant| sooner.min(due)));
                     }
                     _ => {}
                 },
