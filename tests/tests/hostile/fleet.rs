@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rssh_lab::Action;
 use serde_json::Value;
 
-use crate::{PATIENTLY, all_of, lab_alone, within};
+use crate::{PATIENTLY, all_of, lab, lab_alone, said, within};
 
 /// How many devices the lab has.
 const DEVICES: usize = 50;
@@ -64,4 +64,27 @@ fn exec_runs_on_fifty_devices_and_names_the_one_that_was_killed() {
     within(PATIENTLY, "the device is back", || {
         lab.psql("SELECT online FROM devices WHERE id = 'device-50'").unwrap() == "t"
     });
+}
+
+#[test]
+fn tags_select_devices_and_a_command_runs_on_those() {
+    let lab = lab();
+    // As enrolment stores them.
+    lab.psql(
+        "INSERT INTO device_tags VALUES ('device-44', 'hall', 'north'), ('device-47', 'hall', 'south'),
+             ('device-48', 'hall', 'north'), ('device-48', 'role', 'gate')",
+    )
+    .unwrap();
+    let listed = said(&lab, "user-29", &["rssh", "devices", "-l", "hall=north", "--json"]);
+    let devices: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(devices.len(), 2, "{listed}");
+    assert_eq!(devices[1]["tags"], serde_json::json!({"hall": "north", "role": "gate"}));
+    let ran = said(
+        &lab,
+        "user-29",
+        &["rssh", "exec", "-q", "-l", "hall=north", "--", "hostname"],
+    );
+    let mut lines: Vec<&str> = ran.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["device-44: device-44", "device-48: device-48"]);
 }
