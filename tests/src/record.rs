@@ -131,10 +131,10 @@ fn picture(shown: &[Shown]) -> String {
          <title>rssh: devices behind NAT, reached on demand</title>\n\
          <!-- Made by: make recording -->\n\
          <style>\n\
-         text {{ font: 14px ui-monospace, monospace; fill: #d8dee9; white-space: pre; opacity: 0; animation: s 1ms forwards }}\n\
+         text {{ font: 14px ui-monospace, monospace; fill: #d8dee9; white-space: pre; animation: hidden step-end }}\n\
          .c {{ fill: #a3be8c; font-weight: bold }} .t {{ fill: #6b7a90 }}\n\
-         @keyframes s {{ to {{ opacity: 1 }} }}\n\
-         @media (prefers-reduced-motion: reduce) {{ text {{ animation: none; opacity: 1 }} }}\n\
+         @keyframes hidden {{ from, to {{ opacity: 0 }} }}\n\
+         @media (prefers-reduced-motion: reduce) {{ text {{ animation: none }} }}\n\
          </style>\n\
          <rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#1b2230\"/>\n"
     );
@@ -146,7 +146,7 @@ fn picture(shown: &[Shown]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             svg,
-            "<text x=\"{MARGIN}\" y=\"{y}\" class=\"{class}\" style=\"animation-delay:{at:.3}s\">{text}</text>"
+            "<text x=\"{MARGIN}\" y=\"{y}\" class=\"{class}\" style=\"animation-duration:{at:.3}s\">{text}</text>"
         );
     };
     for shown in shown {
@@ -190,7 +190,7 @@ mod tests {
         }];
         let svg = picture(&shown);
         assert!(svg.contains("&lt;a &amp; b&gt;") && svg.contains("# 120 ms"), "{svg}");
-        // The answer comes when it came.
-        assert!(svg.contains("animation-delay:0.720s"), "{svg}");
+        // The answer comes when it came: it is hidden until then, and shown by whatever knows no animations.
+        assert!(svg.contains("animation-duration:0.720s"), "{svg}");
     }
 }
