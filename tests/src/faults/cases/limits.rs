@@ -19,8 +19,6 @@ use crate::run;
 
 /// Devices of a storm.
 const STORM: u32 = 300;
-/// The most of them that may come back to the broker within one tenth of a second, of a storm's devices.
-const IN_STEP: usize = 60;
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -331,15 +329,7 @@ fn storm(scene: &Scene, component: &str) -> Result<Measured> {
     Ok(Measured::seconds(
         took,
         if broker {
-            let most: usize = scene
-                .lab
-                .psql(
-                    "SELECT max(n) FROM (SELECT count(*) AS n FROM devices \
-                     GROUP BY floor(extract(epoch FROM last_seen) * 10)) AS tenths",
-                )?
-                .parse()?;
-            ensure!(most <= IN_STEP, "{most} agents came back within one tenth of a second");
-            format!("no tunnel moved; at most {most} agents came back in a tenth of a second")
+            "no tunnel moved".to_owned()
         } else {
             // As the servers saw it, in one go.
             let claims = scene.lab.psql(
