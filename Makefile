@@ -12,6 +12,7 @@ help:
 	@echo 'make api-test      try the HTTP API against its own OpenAPI document, with schemathesis from PyPI'
 	@echo 'make ansible-test  ansible, from PyPI, over the devices of a lab'
 	@echo 'make recording     make the picture in the README from a real run'
+	@echo 'make fuzz          feed each parser what breaks parsers, for FUZZ_SECONDS=60 each; needs nightly'
 	@echo 'make deny          check what we depend on: licenses, sources, what is banned'
 	@echo 'make build         build every program'
 	@echo 'make docs          build docs/ as a book into target/book, and check its links'
@@ -74,3 +75,16 @@ DENY ?= bans licenses sources
 deny:
 	@packaging/install-cargo-tools cargo-deny
 	@target/tools/bin/cargo-deny --locked --config packaging/deny.toml check $(DENY)
+
+FUZZ_SECONDS ?= 60
+FUZZ := envelope ids authorize name map config sanitize
+.PHONY: fuzz
+fuzz:
+	@packaging/install-cargo-tools cargo-fuzz
+	@# What is found on the way stays under target; the committed corpus is where each run begins.
+	for name in $(FUZZ); do \
+	    mkdir -p target/fuzz/$$name; \
+	    PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo +nightly fuzz run --fuzz-dir tests/fuzz \
+	        --target-dir target/fuzz-build $$name target/fuzz/$$name tests/fuzz/corpus/$$name -- \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=8192 || exit 1; \
+	done

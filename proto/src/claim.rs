@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! authorize: <key type> <key in base64>   ->  one authorized_keys line, or nothing
-//! claim:     <device> <command>           ->  one JSON object, a ClaimReply
+//! claim:     <device> <peer> <command>    ->  one JSON object, a ClaimReply
 //! ```
+//! The peer is the address and port that sshd sees the device as, which are the load balancer's; `-` when unknown.
 //! The command is what the agent asked to run: `claim <tunnel>`.
 
 use std::net::IpAddr;
@@ -35,6 +36,24 @@ pub struct Claimed {
     pub epoch: Epoch,
 }
 
+/// What the forced command says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClaimLine<'a> {
+    /// As sshd's configuration names it.
+    pub device: &'a str,
+    /// As whom sshd sees the device, or `-`.
+    pub via: &'a str,
+    /// What the device asked to run.
+    pub command: &'a str,
+}
+
+/// Reads what the forced command says.
+pub fn parse_line(line: &str) -> Option<ClaimLine<'_>> {
+    let (device, rest) = line.split_once(' ')?;
+    let (via, command) = rest.split_once(' ')?;
+    Some(ClaimLine { device, via, command })
+}
+
 /// The command that claims a tunnel.
 pub fn command(tunnel: TunnelId) -> String {
     format!("claim {tunnel}")
@@ -48,6 +67,19 @@ pub fn parse_command(command: &str) -> Option<TunnelId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_is_three_parts_and_the_command_may_hold_anything() {
+        let line = parse_line("device-1 10.0.0.1:4711 claim a b").unwrap();
+        assert_eq!(
+            (line.device, line.via, line.command),
+            ("device-1", "10.0.0.1:4711", "claim a b")
+        );
+        assert_eq!(parse_line("device-1 - ").unwrap().command, "");
+        for bad in ["", "device-1", "device-1 -"] {
+            assert_eq!(parse_line(bad), None, "{bad:?}");
+        }
+    }
 
     #[test]
     fn only_a_claim_is_a_command() {

@@ -77,6 +77,9 @@ pub struct Failure {
     pub kind: FailureKind,
     #[serde(deserialize_with = "sanitized")]
     message: String,
+    /// After how many seconds the same request may succeed, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
 }
 
 impl Failure {
@@ -85,6 +88,15 @@ impl Failure {
         Self {
             kind,
             message: sanitize(message.as_ref(), MESSAGE_LIMIT),
+            retry_after_s: None,
+        }
+    }
+
+    /// The failure that a limit is reached: the same request may succeed after `seconds`.
+    pub fn busy(message: impl AsRef<str>, seconds: u32) -> Self {
+        Self {
+            retry_after_s: Some(seconds),
+            ..Self::new(FailureKind::Busy, message)
         }
     }
 

@@ -105,6 +105,17 @@ text_id!(
     UserId, "user id", "a-z, 0-9 and -, at most 63 characters, not starting with -", is_label
 );
 text_id!(
+    /// A group of users.
+    GroupId, "group", "a-z, 0-9 and -, at most 63 characters, not starting with -", is_label
+);
+text_id!(
+    /// A login account on a device.
+    Account, "account", "a-z, 0-9, _ and -, at most 32 characters, starting with a letter or _",
+    |text| (1..=32).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && text.bytes().all(|b| lower_or_digit(b) || b == b'_' || b == b'-')
+);
+text_id!(
     /// A server: short enough for a signed name to fit one DNS label.
     ServerId, "server id", "a letter, then at most 11 of a-z and 0-9", is_short_label
 );

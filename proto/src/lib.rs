@@ -3,6 +3,7 @@
 //! Nothing here does input or output. Text from outside becomes one of these types at the edge, or an error that
 //! says what was wrong with it; past the edge nothing travels as a bare `String`.
 
+pub mod audit;
 pub mod claim;
 pub mod duration;
 pub mod failure;
@@ -17,7 +18,9 @@ pub mod topic;
 pub mod url;
 
 pub use failure::{Failure, FailureKind};
-pub use id::{DeviceId, Epoch, Generation, InstanceId, RouterId, ServerId, SessionId, TunnelId, UserId};
+pub use id::{
+    Account, DeviceId, Epoch, Generation, GroupId, InstanceId, RouterId, ServerId, SessionId, TunnelId, UserId,
+};
 pub use name::{NameKey, NameMaster, SignedName};
 pub use tag::{Tag, Tags};
 pub use target::{HostPort, Target};

@@ -24,6 +24,12 @@ pub fn sanitize(text: &str, limit: usize) -> String {
     clean
 }
 
+/// [`sanitize`]s a text of several lines, each by itself.
+pub fn printable(text: &str, limit: usize) -> String {
+    let lines: Vec<String> = text.lines().map(|line| sanitize(line, limit)).collect();
+    lines.join("\n")
+}
+
 /// [`sanitize`]d text between double quotes, for naming a bad input in an error.
 pub fn quoted(text: &str, limit: usize) -> String {
     format!("\"{}\"", sanitize(text, limit))
@@ -47,6 +53,11 @@ mod tests {
     #[test]
     fn terminal_commands_and_turned_text_are_replaced() {
         assert_eq!(sanitize("a\x1b]0;x\x07b\u{202e}c\u{9b}d\n", 40), "a?]0;x?b?c?d?");
+    }
+
+    #[test]
+    fn lines_stay_lines() {
+        assert_eq!(printable("a\x1bb\n\n  c\u{202e}\n", 40), "a?b\n\n  c?");
     }
 
     #[test]

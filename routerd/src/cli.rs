@@ -125,6 +125,7 @@ fn render(config: Config) -> anyhow::Result<()> {
     let local = Local {
         master,
         previous,
+        revoked: files.known_revoked()?,
         revoked_users,
         revoked_serials,
     };

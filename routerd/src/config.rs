@@ -214,6 +214,12 @@ pub struct Limits {
     pub bearer_rate: u32,
     pub https_rate: u32,
     pub public_rate: u32,
+    /// Connections of one source address within ten seconds, by door.
+    pub devices_source: u32,
+    pub users_source: u32,
+    pub bearer_source: u32,
+    pub https_source: u32,
+    pub public_source: u32,
     /// How often a server's health is asked for.
     pub check_interval: Span,
     /// How long a connection may be silent.
@@ -235,6 +241,12 @@ impl Default for Limits {
             bearer_rate: 100,
             https_rate: 200,
             public_rate: 1000,
+            // A whole site may stand behind one address.
+            devices_source: 5000,
+            users_source: 2000,
+            bearer_source: 200,
+            https_source: 1000,
+            public_source: 5000,
             check_interval: Span::seconds(1),
             silence: Span::seconds(86_400),
             hard_stop: Span::seconds(86_400),
@@ -348,6 +360,11 @@ impl Config {
             ("haproxy.limits.bearer-rate", limits.bearer_rate),
             ("haproxy.limits.https-rate", limits.https_rate),
             ("haproxy.limits.public-rate", limits.public_rate),
+            ("haproxy.limits.devices-source", limits.devices_source),
+            ("haproxy.limits.users-source", limits.users_source),
+            ("haproxy.limits.bearer-source", limits.bearer_source),
+            ("haproxy.limits.https-source", limits.https_source),
+            ("haproxy.limits.public-source", limits.public_source),
         ];
         for (key, count) in counts {
             if !(1..=2_000_000).contains(&count) {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, interval, timeout};
 
 use crate::config::Config;
 use crate::files::Files;
+use crate::log;
 use crate::plan::{Actual, Command, plan};
 use crate::route::{Desired, Local, Map, Routes, Rows, Source};
 use crate::runtime::{Outcome, Runtime};
@@ -71,6 +72,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let local = Local {
         master,
         previous,
+        revoked: BTreeSet::new(),
         revoked_users: BTreeSet::new(),
         revoked_serials: BTreeSet::new(),
     };
@@ -85,8 +87,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let shared = Shared::default();
     let (sender, mut readings) = mpsc::channel(WAITING);
     let every = config.registry.reconcile.duration();
+    let shared_socket = config.haproxy.socket_group.is_some();
+    let log = log::listen(&config.haproxy.dir, shared_socket).context("cannot open the socket for HAProxy's log")?;
     let tasks = [
+        tokio::spawn(log::run(log, config.router.to_string(), database.clone())),
         tokio::spawn(source::redis::run(redis, every, sender.clone())),
+        tokio::spawn(source::postgres::revocations(database.clone(), sender.clone())),
         tokio::spawn(source::postgres::run(
             config.router.clone(),
             database,
@@ -119,6 +125,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         config,
     };
     daemon.restore()?;
+    daemon.local.revoked = daemon.files.known_revoked()?;
     daemon.read_local();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -255,6 +262,17 @@ impl Daemon {
                         self.take_entry(&row.server, &text, Source::Database);
                     }
                 }
+            }
+            Reading::Revoked(Ok(users)) => {
+                if users != self.local.revoked {
+                    tracing::info!(count = users.len(), "users that are revoked");
+                }
+                self.fault("revocations", None);
+                self.local.revoked = users;
+            }
+            Reading::Revoked(Err(reason)) => {
+                let fault = format!("what was revoked before stays so: {reason}");
+                self.fault("revocations", Some(fault));
             }
             Reading::Away { source, reason } => {
                 self.routes.handle_away(source);

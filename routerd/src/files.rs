@@ -48,7 +48,9 @@ impl Files {
             haproxy,
             written: BTreeMap::new(),
         };
-        for map in Map::ALL.into_iter().filter(|map| map.is_operators()) {
+        // HAProxy does not start without them. What was revoked before this start stays so until PostgreSQL says otherwise.
+        let kept = |map: &Map| map.is_operators() || *map == Map::Revoked;
+        for map in Map::ALL.into_iter().filter(kept) {
             let path = render::map_path(&files.haproxy, map);
             if !path.path().exists() {
                 files.put(path.path(), String::new(), false)?;
@@ -93,6 +95,14 @@ impl Files {
         U: FromStr<Err: std::fmt::Display> + Ord,
     {
         Ok((self.keys(Map::RevokedUsers)?, self.keys(Map::RevokedSerials)?))
+    }
+
+    /// Reads which users PostgreSQL had revoked when it last answered.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn known_revoked<U: FromStr<Err: std::fmt::Display> + Ord>(&self) -> Result<BTreeSet<U>, FilesError> {
+        self.keys(Map::Revoked)
     }
 
     fn keys<K: FromStr<Err: std::fmt::Display> + Ord>(&self, map: Map) -> Result<BTreeSet<K>, FilesError> {

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod files;
+pub mod log;
 pub mod plan;
 pub mod render;
 pub mod route;

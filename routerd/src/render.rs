@@ -136,6 +136,11 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
         ("public-max", count(limits.public)),
         ("public-rate", count(limits.public_rate)),
         ("brokers", lines(brokers)),
+        ("devices-source", count(limits.devices_source)),
+        ("users-source", count(limits.users_source)),
+        ("bearer-source", count(limits.bearer_source)),
+        ("https-source", count(limits.https_source)),
+        ("public-source", count(limits.public_source)),
     ];
     substitute(TEMPLATE, &values)
 }

@@ -96,15 +96,18 @@ pub enum Map {
     Addresses,
     KeysCurrent,
     KeysPrevious,
+    /// Users that PostgreSQL calls revoked.
+    Revoked,
     RevokedUsers,
     RevokedSerials,
 }
 
 impl Map {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Addresses,
         Self::KeysCurrent,
         Self::KeysPrevious,
+        Self::Revoked,
         Self::RevokedUsers,
         Self::RevokedSerials,
     ];
@@ -115,6 +118,7 @@ impl Map {
             Self::Addresses => "addresses.map",
             Self::KeysCurrent => "keys-current.map",
             Self::KeysPrevious => "keys-previous.map",
+            Self::Revoked => "revoked.map",
             Self::RevokedUsers => "revoked-users.map",
             Self::RevokedSerials => "revoked-serials.map",
         }
@@ -177,6 +181,8 @@ impl std::str::FromStr for Serial {
 pub struct Local {
     pub master: NameMaster,
     pub previous: Option<NameMaster>,
+    /// What PostgreSQL calls revoked, and what the operator does.
+    pub revoked: BTreeSet<UserId>,
     pub revoked_users: BTreeSet<UserId>,
     pub revoked_serials: BTreeSet<Serial>,
 }
@@ -416,6 +422,9 @@ impl Routes {
                 rows.insert(key.to_owned(), value);
             }
         };
+        for user in &local.revoked {
+            row(Map::Revoked, user.as_str(), "1".to_owned());
+        }
         for user in &local.revoked_users {
             row(Map::RevokedUsers, user.as_str(), "1".to_owned());
         }

@@ -39,6 +39,7 @@ fn local() -> Local {
     Local {
         master: NameMaster::generate(),
         previous: None,
+        revoked: BTreeSet::new(),
         revoked_users: BTreeSet::new(),
         revoked_serials: BTreeSet::new(),
     }

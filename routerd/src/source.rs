@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rssh_proto::ServerId;
+use rssh_proto::{ServerId, UserId};
 use tokio::sync::Notify;
 
 use crate::route::{Row, Source};
@@ -24,6 +24,8 @@ pub enum Reading {
         rows: Vec<(Row, Option<String>)>,
         known_before: BTreeSet<ServerId>,
     },
+    /// The users that PostgreSQL calls revoked, or why it does not say.
+    Revoked(Result<BTreeSet<UserId>, String>),
     /// No answer.
     Away { source: Source, reason: String },
 }

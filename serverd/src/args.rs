@@ -1,12 +1,16 @@
 //! The command line.
 
+mod authorization;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::token::Scope;
 use clap::{Args, Parser, Subcommand};
 use rssh_proto::duration::Span;
-use rssh_proto::{DeviceId, RouterId, ServerId, Target, UserId};
+use rssh_proto::{DeviceId, RouterId, ServerId, Tag, UserId};
+
+pub use authorization::{Audit, AuditCommand, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member};
 
 /// The rssh server daemon and the administration of an installation.
 #[derive(Debug, Parser)]
@@ -67,13 +71,18 @@ pub enum Command {
     /// Bearer tokens for the HTTP API
     #[command(subcommand)]
     Token(Token),
+    /// Groups of users
+    #[command(subcommand)]
+    Group(Group),
+    /// What happened: who asked for what, landed, connected, was refused or was changed
+    Audit(Audit),
 }
 
 /// A command that works on an installation.
 #[derive(Debug, Args)]
 pub struct WithConfig {
     /// The configuration
-    #[arg(long, value_name = "FILE", default_value = "/etc/rssh/serverd.toml")]
+    #[arg(long, value_name = "FILE", global = true, default_value = "/etc/rssh/serverd.toml")]
     pub config: PathBuf,
 }
 
@@ -176,6 +185,41 @@ pub enum Device {
         #[arg(long, value_name = "FILE")]
         ssh_key: PathBuf,
     },
+    /// Tag a device, and end the tunnels that no grant covers any more
+    Tag {
+        id: DeviceId,
+        /// What is set
+        #[arg(value_name = "KEY=VALUE", required_unless_present = "remove")]
+        set: Vec<Tag>,
+        /// A key that is taken away; may be given several times
+        #[arg(long, value_name = "KEY")]
+        remove: Vec<String>,
+        #[command(flatten)]
+        at: WithConfig,
+    },
+    /// Limit a device
+    Limit {
+        id: DeviceId,
+        #[command(flatten)]
+        limits: LimitArgs,
+        #[command(flatten)]
+        at: WithConfig,
+    },
+    /// Shut a device out everywhere, at once: its tunnels end, and it can no longer connect
+    Revoke {
+        id: DeviceId,
+        #[command(flatten)]
+        at: WithConfig,
+    },
+    /// Give a revoked name back; the device is let in once device add has enrolled it again
+    Unrevoke {
+        id: DeviceId,
+        #[command(flatten)]
+        at: WithConfig,
+        /// Also while a certificate from before is valid
+        #[arg(long)]
+        all_the_same: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -188,24 +232,34 @@ pub enum User {
         #[command(flatten)]
         request: Request,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Grant {
-    /// Let a user open targets of a device
-    Add {
-        user: UserId,
+    /// Limit a user
+    Limit {
+        name: UserId,
+        #[command(flatten)]
+        limits: LimitArgs,
         #[command(flatten)]
         at: WithConfig,
-        /// The device
-        #[arg(long, value_name = "ID", required_unless_present = "all_devices")]
-        device: Option<DeviceId>,
-        /// Every device, also those added later
-        #[arg(long, conflicts_with = "device")]
-        all_devices: bool,
-        /// A target, such as 22 or plc-1; may be given several times, and means every target when absent
-        #[arg(long, value_name = "TARGET")]
-        target: Vec<Target>,
+    },
+    /// Shut a user out everywhere, at once: the user's tunnels end, and no connection is let in
+    Revoke {
+        name: UserId,
+        #[command(flatten)]
+        at: WithConfig,
+    },
+    /// Give a revoked name back; the user is let in once user add has enrolled the name again
+    Unrevoke {
+        name: UserId,
+        #[command(flatten)]
+        at: WithConfig,
+        /// Also while a certificate from before is valid
+        #[arg(long)]
+        all_the_same: bool,
+    },
+    /// Put a pseudonym in the place of a revoked user in the audit trail, and drop the user's addresses from it
+    Forget {
+        name: UserId,
+        #[command(flatten)]
+        at: WithConfig,
     },
 }
 

@@ -12,6 +12,8 @@ use rssh_proto::text::quoted;
 use rssh_proto::{HostPort, HttpsUrl};
 use serde::Deserialize;
 
+use crate::store::Quotas;
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -36,6 +38,8 @@ pub struct Config {
     pub https: Option<Https>,
     #[serde(default)]
     pub tunnels: Tunnels,
+    #[serde(default)]
+    pub limits: Limits,
     pub admin: Option<Admin>,
 }
 
@@ -172,6 +176,45 @@ impl Default for Tunnels {
             name_ttl: Span::seconds(120),
             clock_skew: Span::seconds(10),
             claim_within: Span::seconds(10),
+        }
+    }
+}
+
+/// What each user and device may have that has no limits of its own. `rssh-serverd user limit` and its like give some.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Tunnels at once.
+    pub user_tunnels: u32,
+    pub device_tunnels: u32,
+    /// New tunnels within a minute.
+    pub user_opens_per_minute: u32,
+    pub device_opens_per_minute: u32,
+    /// Requests of one user that one server takes within a second, of whatever kind.
+    pub user_requests_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            user_tunnels: 1000,
+            // The agent's own limit is lower, and its refusal says more.
+            device_tunnels: 128,
+            user_opens_per_minute: 3000,
+            device_opens_per_minute: 3000,
+            user_requests_per_second: 200,
+        }
+    }
+}
+
+impl Limits {
+    /// Those that are counted in the database.
+    pub fn quotas(&self) -> Quotas {
+        Quotas {
+            user_tunnels: self.user_tunnels,
+            user_opens_per_minute: self.user_opens_per_minute,
+            device_tunnels: self.device_tunnels,
+            device_opens_per_minute: self.device_opens_per_minute,
         }
     }
 }

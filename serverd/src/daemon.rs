@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rssh_mqtt::{Dial, Event, Identity, Message, Session, Settings, Will};
+use rssh_proto::audit::Event as Audited;
 use rssh_proto::payload::{self, DeviceEvent, DeviceStatus, Request, ServerRequest, ServerState};
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{Generation, InstanceId, ServerId};
@@ -13,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::config::Config;
+use crate::flood::{Floods, Flow};
 use crate::home::Home;
 use crate::lease::{Leases, Limits};
 use crate::pause::{self, Pulse};
@@ -22,11 +24,13 @@ use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
 use crate::{
-    address, capacity, control, devices, failover, http, landing, local, peers, requests, sessions, sshd, web,
+    address, audit, capacity, control, devices, failover, http, landing, local, peers, requests, sessions, sshd, web,
 };
 
 /// How many messages are worked on at once; more wait at the broker.
 const AT_ONCE: usize = 256;
+/// Refusals per second that go into the audit trail.
+const REFUSALS: u32 = 5;
 /// How often the database is tried while it is away at the start.
 const DATABASE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -62,6 +66,8 @@ pub async fn run(config: Config) -> Result<()> {
             rest: tunnels.name_ttl.duration() + tunnels.clock_skew.duration(),
         },
     );
+    let (audit, sealer) = audit::recorder(id.as_str());
+    let floods = Floods::new(config.limits.user_requests_per_second);
     let (watcher, ended) = Watcher::start()?;
     let (session, events, mqtt) = Session::new(mqtt_settings(&config, &identity, &id, generation, &instance)?);
     let server = Arc::new(Server {
@@ -79,6 +85,9 @@ pub async fn run(config: Config) -> Result<()> {
         capacity: AtomicU32::new(u32::MAX),
         dropped: AtomicU64::new(0),
         locals: local::Sessions::default(),
+        audit,
+        floods: Mutex::new(floods),
+        refusals: Mutex::new(Floods::new(REFUSALS)),
         changed: Notify::new(),
         leases: Mutex::new(leases),
         waiting: Mutex::default(),
@@ -104,6 +113,7 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::spawn(sessions::sweep(server.clone())),
         tokio::spawn(sessions::expire(server.clone())),
         watching_others,
+        tokio::spawn(sealer.run(server.store.clone())),
         tokio::spawn(mqtt),
         tokio::spawn(hear(server.clone(), events)),
         watching,
@@ -113,6 +123,8 @@ pub async fn run(config: Config) -> Result<()> {
     let mut controlled = tokio::spawn(control::serve(server.clone(), orders));
     let mut registered = tokio::spawn(registry::run(server.clone(), signer));
     tracing::info!(server = %server.id, generation = %server.generation, "serving");
+    let started = Audited::now("server-started").with("generation", server.generation.0);
+    server.audit.record(started);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let outcome = tokio::select! {
@@ -259,16 +271,31 @@ async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
     }
 }
 
+/// Why a message of one who floods is dropped.
+const TOO_MANY: &str = "its sender sends too many";
+
 async fn hear_one(server: Arc<Server>, message: Message, waited: Duration) {
     let bytes = &message.payload;
-    let heard = match Topic::parse(&message.topic) {
+    let topic = Topic::parse(&message.topic);
+    let flow = match &topic {
+        Some(Topic::UserRequest(user)) => server.flow(user.as_str()),
+        Some(Topic::DeviceStatus(device) | Topic::DeviceEvent(device)) => server.flow(device.as_str()),
+        _ => Flow::Take,
+    };
+    let heard = match topic {
         Some(Topic::UserRequest(user)) => match payload::decode::<Request>(bytes) {
+            Ok(request) if flow != Flow::Take => match flow {
+                Flow::Refuse { retry_after_s } => return requests::too_many(&server, user, request, retry_after_s),
+                _ => TOO_MANY.to_owned(),
+            },
             Ok(request) => match requests::in_time(request, waited) {
                 Some(request) => return requests::handle(server, user, request).await,
                 None => "it came too late: this server stood still".to_owned(),
             },
             Err(error) => error.to_string(),
         },
+        // There is nowhere to answer.
+        Some(Topic::DeviceStatus(_) | Topic::DeviceEvent(_)) if flow != Flow::Take => TOO_MANY.to_owned(),
         Some(Topic::DeviceStatus(device)) => match payload::decode::<DeviceStatus>(bytes) {
             Ok(status) => return devices::status(server, device, status, message.retained).await,
             Err(error) => error.to_string(),

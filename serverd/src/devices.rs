@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rssh_proto::audit::Event;
 use rssh_proto::payload::{CloseOrder, DeviceEvent, DeviceEventKind, DeviceStatus, Rank, V1};
 use rssh_proto::topic::Topic;
 use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, TunnelId};
@@ -44,7 +45,10 @@ pub async fn status(server: Arc<Server>, device: DeviceId, status: DeviceStatus,
 pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
     let tunnel = event.tunnel;
     match server.store.note_instance(&device, &event.instance).await {
-        Ok(true) => tracing::error!(%device, "two agents use the identity of one device; it is quarantined"),
+        Ok(true) => {
+            tracing::error!(%device, "two agents use the identity of one device; it is quarantined");
+            server.audit.record(Event::now("quarantined").device(&device));
+        }
         Ok(false) => {}
         Err(error) => tracing::warn!(%device, %error, "cannot note which agent speaks"),
     }
@@ -66,6 +70,8 @@ pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
             Ok(ended) => {
                 tracing::info!(%device, %tunnel, ended, "closed on the device");
                 if ended {
+                    let event = Event::now("closed").device(&device).tunnel(tunnel);
+                    server.audit.record(event.with("by", "device"));
                     sessions::end_here(&server, tunnel);
                 }
             }
@@ -86,6 +92,8 @@ async fn failed(server: &Arc<Server>, device: &DeviceId, tunnel: TunnelId, epoch
     match noted {
         Ok(Some((tunnel, askers))) => {
             tracing::info!(%device, tunnel = %tunnel.id, kind = ?failure.kind, %failure, "failed on the device");
+            let event = requests::of_tunnel("failed", &tunnel).with("by", "device");
+            server.audit.record(event.with("why", requests::kind(failure)));
             for asker in &askers {
                 server.fail(asker, Some(&tunnel), failure.clone());
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rssh_proto::ServerId;
+use rssh_proto::audit::Event;
 use rssh_proto::topic::Topic;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -84,6 +85,8 @@ async fn declare_lost(server: &Arc<Server>, lost: &ServerId, beat: Beat) {
     match server.store.declare_lost(lost, beat, server.rest_s()).await {
         Ok(Some(tunnels)) => {
             tracing::warn!(%lost, generation = %beat.generation, tunnels = tunnels.len(), "server lost");
+            let event = Event::now("server-lost").with("server", lost.as_str());
+            server.audit.record(event.with("tunnels", tunnels.len()));
             bring_back(server, &tunnels).await;
         }
         // It beat meanwhile, or another server was faster.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rssh_proto::claim::{ClaimReply, Claimed, LINE_LIMIT, parse_command};
+use rssh_proto::audit::Event;
+use rssh_proto::claim::{ClaimLine, ClaimReply, Claimed, LINE_LIMIT, parse_command, parse_line};
 use rssh_proto::payload::{Rank, ReplyBody, ServerOperation, ServerRequest, V1};
 use rssh_proto::topic::Topic;
 use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, TunnelId};
@@ -24,7 +25,7 @@ use crate::server::Server;
 use crate::sessions::{self, execute};
 use crate::ssh_keygen::PublicKey;
 use crate::store::{ClaimOutcome, Grant, SessionMark};
-use crate::{sock_diag, sshd};
+use crate::{requests, sock_diag, sshd};
 
 /// How long a helper may take to send its line.
 const LINE_WITHIN: Duration = Duration::from_secs(2);
@@ -145,7 +146,11 @@ async fn authorize(server: &Arc<Server>, helper: i32, line: &str) -> Option<Stri
         return None;
     }
     let (device, candidates) = match server.store.landing(&server.id, &key).await {
-        Ok(landing) => landing?,
+        Ok(Some(landing)) => landing,
+        Ok(None) => {
+            server.refused(Event::now("authorize-refused").with("key", key.fingerprint()));
+            return None;
+        }
         Err(error) => {
             tracing::warn!(%error, "login refused: the store is away");
             return None;
@@ -174,6 +179,9 @@ async fn authorize(server: &Arc<Server>, helper: i32, line: &str) -> Option<Stri
     watch(server, login);
     server.changed.notify_one();
     tracing::debug!(%device, %login, port, "port reserved");
+    server
+        .audit
+        .record(Event::now("authorize").device(&device).with("port", port));
     Some(sshd::authorized_key(
         &server.config,
         server.config.sshd.address,
@@ -200,7 +208,7 @@ fn random() -> u64 {
 /// Answers the forced command: the port that the tunnel now holds, or why it holds none.
 async fn claim(server: &Arc<Server>, helper: i32, line: &str) -> Result<ClaimReply, Failure> {
     let bad = |why| Failure::new(FailureKind::BadRequest, why);
-    let (device, command) = line.split_once(' ').ok_or_else(|| bad("no command"))?;
+    let ClaimLine { device, via, command } = parse_line(line).ok_or_else(|| bad("no command"))?;
     let device: DeviceId = device.parse().map_err(|_| bad("not a device"))?;
     let tunnel = parse_command(command).ok_or_else(|| bad("only \"claim TUNNEL\" can be run here"))?;
     let gone = || Failure::new(FailureKind::Denied, "the login has ended");
@@ -219,9 +227,20 @@ async fn claim(server: &Arc<Server>, helper: i32, line: &str) -> Result<ClaimRep
         .claim(&server.id, port, &device, tunnel, &mark, server.rest_s())
         .await;
     match outcome {
-        Ok(ClaimOutcome::Granted(grant)) => granted(server, login, port, *grant).await,
+        Ok(ClaimOutcome::Granted(grant)) => {
+            let event = requests::of_tunnel("claim", &grant.tunnel)
+                .with("port", port)
+                .with("via", via);
+            server.audit.record(event.with("epoch", grant.tunnel.epoch.0));
+            granted(server, login, port, *grant).await
+        }
         Ok(ClaimOutcome::Refused(failure)) => {
             tracing::info!(%device, %tunnel, %failure, "claim refused");
+            let event = Event::now("claim-refused")
+                .device(&device)
+                .tunnel(tunnel)
+                .with("via", via);
+            server.audit.record(event.with("why", requests::kind(&failure)));
             refuse_later(server, login);
             Err(failure)
         }
@@ -357,6 +376,7 @@ pub async fn activate(server: Arc<Server>, tunnel: TunnelId, epoch: Epoch, port:
         match server.store.activate(tunnel, epoch, landed_ago).await {
             Ok(Some((active, askers))) => {
                 tracing::info!(%tunnel, device = %active.device, %epoch, port, "active");
+                server.audit.record(requests::of_tunnel("active", &active));
                 let info = server.info(&active);
                 for asker in &askers {
                     server.reply(asker, Some(&active), Rank::Final, ReplyBody::Opened(info.clone()));

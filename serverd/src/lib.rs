@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod args;
+pub mod audit;
 pub mod broker;
 pub mod capacity;
 pub mod clock;
@@ -12,6 +13,7 @@ pub mod control;
 pub mod daemon;
 pub mod devices;
 pub mod failover;
+pub mod flood;
 pub mod home;
 pub mod http;
 pub mod landing;

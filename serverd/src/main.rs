@@ -6,7 +6,12 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let arguments = rssh_serverd::args::Arguments::try_parse().unwrap_or_else(|error| {
-        let _ = error.print();
+        if error.use_stderr() {
+            // It repeats what was given.
+            eprintln!("{}", rssh_proto::text::printable(&error.to_string(), 400));
+        } else {
+            let _ = error.print();
+        }
         std::process::exit(if error.use_stderr() { 64 } else { 0 });
     });
     rssh_serverd::log();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rssh_mqtt::{Delivery, Publish};
+use rssh_proto::audit::Event;
 use rssh_proto::payload::{
     self, ClosedTunnel, DeviceInfo, OpenOrder, OpenRequest, Operation, Rank, ReplyBody, Request, ServerOperation,
     ServerRequest, SharedName, TunnelState, TunnelTrace, V1,
@@ -13,7 +14,7 @@ use rssh_proto::{Failure, FailureKind, ServerId, TunnelId, UserId};
 
 use crate::server::Server;
 use crate::sessions;
-use crate::store::{Asker, Opening, StoreError, Times, Tunnel};
+use crate::store::{Asker, Bounds, Opening, StoreError, Times, Tunnel};
 
 /// The longest wait that a request may ask for: for a device that answers, and for one that is offline.
 const LONGEST_WAIT_MS: u32 = 300_000;
@@ -35,6 +36,20 @@ pub fn in_time(mut request: Request, waited: Duration) -> Option<Request> {
         request.deadline_ms = request.deadline_ms.checked_sub(waited_ms).filter(|left| *left > 0)?;
     }
     Some(request)
+}
+
+/// Answers a user who asks too often.
+pub fn too_many(server: &Server, user: UserId, request: Request, retry_after_s: u32) {
+    let asker = Asker {
+        user,
+        session: request.session,
+        request: request.id,
+    };
+    let message = format!(
+        "{} sends more requests than {} takes; retry after {retry_after_s} s",
+        asker.user, server.id
+    );
+    server.fail(&asker, None, Failure::busy(message, retry_after_s));
 }
 
 /// Carries a request out.
@@ -120,13 +135,28 @@ async fn open(server: &Arc<Server>, asker: &Asker, request: &OpenRequest, deadli
         LONGEST_WAIT_MS
     };
     let deadline_ms = deadline_ms.clamp(1, longest);
-    match server.store.open(asker, request, ttl_s, deadline_ms).await {
+    let bounds = Bounds {
+        ttl_s,
+        deadline_ms,
+        quotas: server.config.limits.quotas(),
+    };
+    match server.store.open(asker, request, &bounds).await {
         Err(error) => server.store_failed(asker, &error),
         Ok(Opening::Refused(failure)) => {
             tracing::info!(user = %asker.user, device = %request.device, target = %request.target, %failure, "refused");
+            let event = Event::now("request-refused").user(&asker.user).device(&request.device);
+            let target = request.target.to_string();
+            server
+                .audit
+                .record(event.with("target", target).with("why", kind(&failure)));
             server.fail(asker, None, failure);
         }
         Ok(Opening::New(tunnel)) => {
+            let event = Event::now("request")
+                .user(&asker.user)
+                .device(&tunnel.device)
+                .tunnel(tunnel.id);
+            server.audit.record(event.with("target", tunnel.target.to_string()));
             tracing::info!(tunnel = %tunnel.id, user = %asker.user, device = %tunnel.device, target = %tunnel.target, "requested");
             server.progress(asker, &tunnel, Rank::Accepted);
             order(server, asker, tunnel, request.wait).await;
@@ -145,6 +175,19 @@ async fn open(server: &Arc<Server>, asker: &Asker, request: &OpenRequest, deadli
             }
         },
     }
+}
+
+/// An event of the life of a tunnel.
+pub fn of_tunnel(what: &str, tunnel: &Tunnel) -> Event {
+    Event::now(what)
+        .user(&tunnel.user)
+        .device(&tunnel.device)
+        .tunnel(tunnel.id)
+}
+
+/// The kind of a failure, as the audit trail has it: its message may name someone.
+pub fn kind(failure: &Failure) -> serde_json::Value {
+    serde_json::to_value(failure.kind).unwrap_or_default()
 }
 
 /// The order that a device gets for a tunnel; `None` when it could not arrive in time.
@@ -246,6 +289,9 @@ async fn give_up(server: &Arc<Server>, tunnel: &Tunnel, failure: Failure, unansw
     match server.store.fail(tunnel.id, &tunnel.device, &failure, unanswered).await {
         Ok(Some((tunnel, askers))) => {
             tracing::info!(tunnel = %tunnel.id, device = %tunnel.device, %failure, "failed");
+            server
+                .audit
+                .record(of_tunnel("failed", &tunnel).with("why", kind(&failure)));
             for asker in &askers {
                 server.fail(asker, Some(&tunnel), failure.clone());
             }
@@ -370,6 +416,7 @@ async fn close(server: &Arc<Server>, asker: &Asker, outcomes: Vec<crate::store::
     for outcome in outcomes.iter().filter(|outcome| outcome.holders_left == 0) {
         let tunnel = &outcome.tunnel;
         tracing::info!(tunnel = %tunnel.id, user = %asker.user, device = %tunnel.device, "closed");
+        server.audit.record(of_tunnel("closed", tunnel).with("by", "user"));
         sessions::end_here(server, tunnel.id);
         if let Some((place, _)) = tunnel.place.clone().filter(|(place, _)| *place != server.id) {
             let request = ServerRequest {

@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rssh_mqtt::{Delivery, Publish, PublishError, Session};
+use rssh_proto::audit::Event;
 use rssh_proto::payload::{self, Rank, Reply, ReplyBody, TunnelInfo, TunnelState, V1};
 use rssh_proto::topic::Topic;
 use rssh_proto::{Failure, FailureKind, Generation, InstanceId, NameKey, ServerId, SignedName};
 use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 
+use crate::audit::Recorder;
 use crate::clock;
 use crate::config::Config;
+use crate::flood::{Floods, Flow};
 use crate::lease::Leases;
 use crate::local;
 use crate::process::Process;
@@ -41,11 +44,26 @@ pub struct Server {
     pub dropped: AtomicU64,
     /// Who waits in this process for answers.
     pub locals: local::Sessions,
+    pub audit: Recorder,
+    /// Who sends how much.
+    pub(crate) floods: Mutex<Floods>,
+    /// Refusals that anyone can cause: so many are written down that they are seen, and not so many that they fill a disk.
+    pub(crate) refusals: Mutex<Floods>,
     /// Wakes the timer after a change to the leases.
     pub changed: Notify,
     pub(crate) leases: Mutex<Leases>,
     /// Who waits for the end of which process.
     pub(crate) waiting: Mutex<HashMap<Process, Vec<oneshot::Sender<()>>>>,
+}
+
+/// What the audit trail has of a message that was refused: whose it is, and not under which name in the text.
+fn refused_message(topic: &str) -> Event {
+    let event = Event::now("message-refused");
+    match Topic::parse(topic) {
+        Some(Topic::UserRequest(user)) => event.user(&user),
+        Some(Topic::DeviceStatus(device) | Topic::DeviceEvent(device)) => event.device(&device),
+        _ => event.with("topic", topic),
+    }
 }
 
 /// Locks a mutex whose holders never panic half-way through a change.
@@ -86,9 +104,23 @@ impl Server {
         }
     }
 
+    /// Whether a message of a sender is worked on.
+    pub fn flow(&self, sender: &str) -> Flow {
+        lock(&self.floods).handle_message(sender, std::time::Instant::now())
+    }
+
+    /// Records a refusal that anyone can cause, unless there were too many of those lately.
+    pub fn refused(&self, event: Event) {
+        let flow = lock(&self.refusals).handle_message("", std::time::Instant::now());
+        if flow == Flow::Take {
+            self.audit.record(event);
+        }
+    }
+
     /// Counts a message that is no valid payload of its topic.
     pub fn drop_message(&self, topic: &str, why: &dyn std::fmt::Display) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.refused(refused_message(topic));
         tracing::info!(
             topic = rssh_proto::text::sanitize(topic, 120),
             why = rssh_proto::text::sanitize(&why.to_string(), 120),

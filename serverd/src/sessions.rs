@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rssh_proto::audit::Event;
 use rssh_proto::payload::{CloseOrder, V1};
 use rssh_proto::topic::Topic;
 use rssh_proto::{Epoch, TunnelId};
@@ -60,6 +61,8 @@ pub fn execute(server: &Arc<Server>, commands: Vec<Command>) {
                 let server = server.clone();
                 tokio::spawn(async move {
                     tracing::info!(%tunnel, ?why, "tunnel over");
+                    let event = Event::now("closed").tunnel(tunnel);
+                    server.audit.record(event.with("by", format!("{why:?}").to_lowercase()));
                     close(&server, tunnel, epoch).await;
                 });
             }
@@ -275,6 +278,8 @@ async fn evict(server: &Arc<Server>) {
             for (tunnel, epoch) in evictions {
                 let held = server.leases().held(tunnel);
                 if held.is_some_and(|held| held.epoch <= epoch) {
+                    let event = Event::now("evicted").tunnel(tunnel);
+                    server.audit.record(event.with("epoch", epoch.0));
                     let commands = server.leases().handle_evict(tunnel, epoch.next(), Instant::now());
                     execute(server, commands);
                 }
@@ -321,6 +326,8 @@ pub async fn expire(server: Arc<Server>) {
             Ok(tunnels) => {
                 for tunnel in tunnels {
                     tracing::info!(tunnel = %tunnel.id, device = %tunnel.device, state = ?tunnel.state, "tunnel over");
+                    let event = crate::requests::of_tunnel("closed", &tunnel);
+                    server.audit.record(event.with("by", "time"));
                     order_close(&server, &tunnel).await;
                 }
             }

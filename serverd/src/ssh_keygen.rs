@@ -94,6 +94,13 @@ impl PublicKey {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The fingerprint as ssh-keygen(1) prints it.
+    pub fn fingerprint(&self) -> String {
+        let blob = self.0.split(' ').nth(1).and_then(|key| BASE64.decode(key).ok());
+        let sum = ring::digest::digest(&ring::digest::SHA256, &blob.unwrap_or_default());
+        format!("SHA256:{}", BASE64.encode(sum).trim_end_matches('='))
+    }
 }
 
 impl std::fmt::Display for PublicKey {

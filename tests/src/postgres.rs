@@ -18,8 +18,11 @@ use crate::setup::{self, Setup, numbered};
 
 /// The account that the server runs under: it refuses root.
 const ACCOUNT: &str = "postgres";
-/// The role and database of the product.
+/// The database of the product, and the role that owns it.
 pub const ROLE: &str = "rssh";
+/// The roles of the daemons.
+pub const SERVERD: &str = "rssh_serverd";
+pub const ROUTERD: &str = "rssh_routerd";
 
 const CONFIG: &str = "
 # The lab's own lines. Durability stays as it is by default: what is measured is what one gets.
@@ -73,13 +76,13 @@ pub fn client_environment(root: &Root) -> Vec<(String, String)> {
 pub const HOST: &str = "127.0.0.1";
 pub const PORTS: [u16; 2] = [5432, 5433];
 
-/// The database as a URL.
-pub fn url(setup: &Setup) -> String {
+/// The database as a URL, for one of the roles.
+pub fn url(setup: &Setup, role: &str) -> String {
     let [one, two] = PORTS;
     match setup.options.ha {
-        true => format!("postgres://{ROLE}@{HOST}:{one},{HOST}:{two}/{ROLE}?target_session_attrs=read-write"),
+        true => format!("postgres://{role}@{HOST}:{one},{HOST}:{two}/{ROLE}?target_session_attrs=read-write"),
         false => format!(
-            "postgres://{ROLE}@localhost/{ROLE}?host={}",
+            "postgres://{role}@localhost/{ROLE}?host={}",
             setup.root.inside("postgres")
         ),
     }
@@ -94,7 +97,7 @@ pub fn prepare(root: &Root, programs: &Programs, ha: bool) -> Result<()> {
     let data = root.join("postgres/data");
     let binaries = program_dir()?;
     let version = binaries.to_string_lossy().replace('/', "-");
-    let cached = programs.cache().join(format!("cluster{version}"));
+    let cached = programs.cache().join(format!("cluster{version}-with-roles"));
     if !cached.exists() {
         initialise(root, programs, &binaries)?;
         // Others may do the same now, in this process too: the first rename wins, and all copies are equal.
@@ -202,7 +205,10 @@ fn initialise(root: &Root, programs: &Programs, binaries: &Path) -> Result<()> {
     // Without a server: `--single` takes one statement per line.
     run::fed(
         as_postgres("postgres").args(["--single", "-D", &data, "postgres"]),
-        &format!("CREATE ROLE {ROLE} LOGIN\nCREATE DATABASE {ROLE} OWNER {ROLE}\n"),
+        &format!(
+            "CREATE ROLE {ROLE} LOGIN\nCREATE ROLE {SERVERD} LOGIN\nCREATE ROLE {ROUTERD} LOGIN\n\
+             CREATE DATABASE {ROLE} OWNER {ROLE}\n"
+        ),
     )
     .map(drop)
 }

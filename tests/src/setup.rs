@@ -107,6 +107,7 @@ impl Setup {
             files::make_dir(&self.root.join(below))?;
         }
         accounts::write_shared(&self.root)?;
+        redis::prepare(&self.root)?;
         // Enough: two labs at the same time are few.
         let lab = uuid::Uuid::new_v4().as_u64_pair().0 as u16;
         let write = |place: Place, server: u32| accounts::write(&self.root, &place, accounts::tunnels_uid(lab, server));

@@ -93,6 +93,39 @@ async fn write(connection: &mut PgConnection, router: &RouterId, led: &Led, at: 
         .map(drop)
 }
 
+/// How often revocations are looked for: they are to act within seconds.
+const REVOCATIONS: Duration = Duration::from_secs(1);
+
+const REVOKED: &str = "SELECT name FROM identities WHERE revoked_at IS NOT NULL AND kind = 'user'";
+
+/// Looks for revoked users, on a connection of its own, until nobody listens.
+pub async fn revocations(postgres: Postgres, readings: mpsc::Sender<Reading>) {
+    let mut connection = None;
+    loop {
+        let look = async {
+            let mut live = match connection.take() {
+                Some(live) => live,
+                None => postgres.connect().await?,
+            };
+            let names: Vec<(String,)> = sqlx::query_as(REVOKED).fetch_all(&mut live).await?;
+            Ok::<_, sqlx::Error>((live, names))
+        };
+        let revoked = match timeout(PATIENCE, look).await {
+            Ok(Ok((live, names))) => {
+                connection = Some(live);
+                // The table has only valid names; one that is not is nobody's.
+                Ok(names.into_iter().filter_map(|(name,)| name.parse().ok()).collect())
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        };
+        if readings.send(Reading::Revoked(revoked)).await.is_err() {
+            return;
+        }
+        sleep(REVOCATIONS).await;
+    }
+}
+
 fn away(reason: String) -> Reading {
     Reading::Away {
         source: Source::Database,

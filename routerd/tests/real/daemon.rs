@@ -507,6 +507,20 @@ async fn revocations_of_the_operator_act_within_seconds_and_a_goodbye_is_said() 
     assert!(!stack.reaches(&s1).await);
     std::fs::write(&revoked, "").unwrap();
     until("alice is back", async || stack.reaches(&s1).await).await;
+    // What the administrator's command has put into the database acts likewise, and outlives routerd and PostgreSQL.
+    let revoke = "INSERT INTO identities VALUES ('alice', 'user', now()), ('device-1', 'device', now())";
+    sql(&stack.database, revoke).await.unwrap();
+    until("alice is refused", async || !stack.reaches(&s1).await).await;
+    let kept = std::fs::read_to_string(stack.front.path().join("haproxy/maps/revoked.map")).unwrap();
+    assert_eq!(kept, "alice 1\n");
+    assert_eq!(
+        stack.front.user(&stack.front.bob, &name).await,
+        Got::Banner(banner("s1"))
+    );
+    sql(&stack.database, "UPDATE identities SET revoked_at = NULL")
+        .await
+        .unwrap();
+    until("alice is back again", async || stack.reaches(&s1).await).await;
     stack.routerd.as_mut().unwrap().end(Signal::SIGTERM);
     until("it said goodbye", async || stack.broker.router().is_none()).await;
     assert!(stack.mosquitto.is_running());

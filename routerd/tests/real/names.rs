@@ -382,3 +382,32 @@ async fn old_versions_of_tls_are_refused() {
     );
     assert!(!admitted, "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_address_that_floods_is_refused_and_others_are_not() {
+    let door = Door::open().await;
+    let at = door.front.config.haproxy.users[0];
+    let flooder = loopback();
+    let connect = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(flooder, 0)).unwrap();
+        socket.connect(at).await
+    };
+    let most = rssh_routerd::config::Limits::default().users_source;
+    // Refused ones are closed at once; the others would be waited on for their TLS handshake.
+    let mut refused = false;
+    for _ in 0..most * 2 {
+        let Ok(mut stream) = connect().await else { continue };
+        let mut byte = [0];
+        let read = tokio::io::AsyncReadExt::read(&mut stream, &mut byte);
+        match tokio::time::timeout(std::time::Duration::from_micros(200), read).await {
+            Err(_) => {}
+            Ok(_) => {
+                refused = true;
+                break;
+            }
+        }
+    }
+    assert!(refused, "{most} connections and more were taken");
+    assert_eq!(door.alice(&door.name("alice")).await, in_(), "from another address");
+}

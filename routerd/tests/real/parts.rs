@@ -178,6 +178,8 @@ pub(crate) async fn postgres(dir: &Path) -> (Part, String) {
     let table = "CREATE TABLE servers (id text PRIMARY KEY, registration text, state text NOT NULL DEFAULT 'serving', \
                  generation bigint NOT NULL, lost_at timestamptz)";
     sql(&url, table).await.unwrap();
+    let identities = "CREATE TABLE identities (name text PRIMARY KEY, kind text NOT NULL, revoked_at timestamptz)";
+    sql(&url, identities).await.unwrap();
     (part, url)
 }
 

@@ -14,7 +14,17 @@ fn main() -> ExitCode {
         return ExitCode::from(64);
     };
     let command = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
-    helper::relay(socket, &format!("{device} {command}"), PATIENCE)
+    helper::relay(socket, &format!("{device} {} {command}", peer()), PATIENCE)
+}
+
+/// As whom sshd sees the device: the first two of the four words that it tells every session (ssh(1), SSH_CONNECTION).
+fn peer() -> String {
+    let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    let mut words = connection.split(' ');
+    match (words.next(), words.next()) {
+        (Some(address), Some(port)) => format!("{address}:{port}"),
+        _ => "-".to_owned(),
+    }
 }
 
 #[path = "../helper.rs"]

@@ -8,7 +8,7 @@ use anyhow::Result;
 use rssh_mqtt::identity;
 use rssh_proto::{DeviceId, RouterId, UserId};
 
-use super::Office;
+use super::{Office, audit};
 use crate::args::Request;
 use crate::broker::Client;
 use crate::pki::{CertificateRequest, Domain};
@@ -18,6 +18,7 @@ use crate::store::Kind;
 pub(super) async fn router(office: &Office, id: RouterId, request: &Request) -> Result<()> {
     office.store.add_identity(Kind::Router, id.as_str()).await?;
     issue(office, Domain::Servers, id.as_str(), request).await?;
+    enrolled(office, Kind::Router, id.as_str()).await?;
     office.admit(&Client::Router(id)).await
 }
 
@@ -25,13 +26,19 @@ pub(super) async fn device(office: &Office, id: DeviceId, request: &Request, ssh
     let key = ssh_keygen::public_key(ssh_key)?;
     office.store.add_device(&id, &key).await?;
     issue(office, Domain::Devices, id.as_str(), request).await?;
+    enrolled(office, Kind::Device, id.as_str()).await?;
     office.admit(&Client::Device(id)).await
 }
 
 pub(super) async fn user(office: &Office, name: UserId, request: &Request) -> Result<()> {
     office.store.add_identity(Kind::User, name.as_str()).await?;
     issue(office, Domain::Users, name.as_str(), request).await?;
+    enrolled(office, Kind::User, name.as_str()).await?;
     office.admit(&Client::User(name)).await
+}
+
+async fn enrolled(office: &Office, kind: Kind, name: &str) -> Result<()> {
+    audit::record_name(&office.store, "enrolled", kind, name, audit::by_administrator("")).await
 }
 
 pub(super) async fn issue(office: &Office, domain: Domain, id: &str, request: &Request) -> Result<()> {

@@ -1,13 +1,16 @@
 //! The administrator's commands.
 
+mod audit;
+mod authorization;
 mod enroll;
 mod install;
 mod token;
 
 use anyhow::{Context as _, Result, bail};
+use rssh_proto::HostPort;
 
-use crate::args::{Command, Device, Grant, Router, Server, Sshd, User};
-use crate::broker::{Administrator, Client};
+use crate::args::{Command, Router, Server, Sshd};
+use crate::broker::{Administrator, BrokerError, Client};
 use crate::capacity::Bound;
 use crate::config::{Config, ConfigError};
 use crate::control::{self, Answer, Order};
@@ -40,27 +43,12 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Router(Router::Add { id, at, request }) => {
             enroll::router(&Office::open(Config::load(&at.config)?)?, id, &request).await
         }
-        Command::Device(Device::Add {
-            id,
-            at,
-            request,
-            ssh_key,
-        }) => enroll::device(&Office::open(Config::load(&at.config)?)?, id, &request, &ssh_key).await,
-        Command::User(User::Add { name, at, request }) => {
-            enroll::user(&Office::open(Config::load(&at.config)?)?, name, &request).await
-        }
-        Command::Grant(Grant::Add {
-            user,
-            at,
-            device,
-            all_devices,
-            target,
-        }) => {
-            let device = if all_devices { None } else { device };
-            let store = Store::new(&Config::load(&at.config)?.database)?;
-            Ok(store.add_grant(&user, device.as_ref(), &target).await?)
-        }
+        Command::Device(device) => authorization::device(device).await,
+        Command::User(user) => authorization::user(user).await,
+        Command::Grant(grant) => authorization::grant(grant).await,
+        Command::Group(group) => authorization::group(group).await,
         Command::Token(command) => token::run(command).await,
+        Command::Audit(audit) => audit::run(audit).await,
     }
 }
 
@@ -94,9 +82,15 @@ fn print_capacity(answer: &Answer, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// The exit code for an error (sysexits.h): 78 for a wrong configuration, else 1.
+/// The exit code for an error (sysexits.h): 78 for a wrong configuration, 77 for what is not allowed, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigError>() { 78 } else { 1 }
+    if error.is::<ConfigError>() {
+        78
+    } else if error.is::<authorization::NotAllowed>() {
+        77
+    } else {
+        1
+    }
 }
 
 /// What every enrolment works with.
@@ -121,18 +115,44 @@ impl Office {
     }
 
     async fn admit(&self, client: &Client) -> Result<()> {
-        // Each broker knows its clients by itself.
-        for broker in &self.config.mqtt.brokers {
-            let admitted = async {
-                let mut administrator = Administrator::connect(&self.pki, broker).await?;
-                administrator.admit(client).await
-            };
-            admitted.await.with_context(|| {
+        self.at_each_broker(
+            async |administrator| administrator.admit(client).await,
+            |broker| {
                 format!(
                     "{} is registered, but the broker {broker} does not let it in; run the command again",
                     client.name()
                 )
-            })?;
+            },
+        )
+        .await
+    }
+
+    async fn expel(&self, client: &Client) -> Result<()> {
+        self.at_each_broker(
+            async |administrator| administrator.expel(client).await,
+            |broker| {
+                format!(
+                    "{} is revoked, but the broker {broker} does not shut it out; run the command again",
+                    client.name()
+                )
+            },
+        )
+        .await
+    }
+
+    /// Does something at every broker, since each knows its clients by itself; `otherwise` tells what it means where it
+    /// cannot be done.
+    async fn at_each_broker(
+        &self,
+        act: impl AsyncFn(&mut Administrator) -> Result<(), BrokerError>,
+        otherwise: impl Fn(&HostPort) -> String,
+    ) -> Result<()> {
+        for broker in &self.config.mqtt.brokers {
+            let acted = async {
+                let mut administrator = Administrator::connect(&self.pki, broker).await?;
+                act(&mut administrator).await
+            };
+            acted.await.with_context(|| otherwise(broker))?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! Enrolment: identities, keys, certificates and grants.
+//! Enrolment: identities, keys and certificates.
 
-use rssh_proto::{DeviceId, Target, UserId};
+use rssh_proto::DeviceId;
 
 use super::{Store, StoreError};
 use crate::pki::{ADMIN, Issued};
@@ -50,13 +50,18 @@ impl Store {
                 .bind(kind.name())
                 .execute(&mut *tx)
                 .await?;
-            let (by,): (String,) = sqlx::query_as("SELECT kind FROM identities WHERE name = $1")
-                .bind(name)
-                .fetch_one(&mut *tx)
-                .await?;
+            let (by, revoked): (String, bool) =
+                sqlx::query_as("SELECT kind, revoked_at IS NOT NULL FROM identities WHERE name = $1")
+                    .bind(name)
+                    .fetch_one(&mut *tx)
+                    .await?;
             if by != kind.name() {
                 let name = name.to_owned();
                 return Err(StoreError::Taken { name, by });
+            }
+            if revoked {
+                let (kind, name) = (kind.name(), name.to_owned());
+                return Err(StoreError::Revoked { kind, name });
             }
             let insert = match kind {
                 Kind::User => "INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING",
@@ -110,48 +115,5 @@ impl Store {
             Ok(())
         })
         .await
-    }
-
-    /// Lets a user open targets of a device; without a device, of any; without targets, all of them.
-    ///
-    /// # Errors
-    /// When the user or the device is not registered.
-    pub async fn add_grant(
-        &self,
-        user: &UserId,
-        device: Option<&DeviceId>,
-        targets: &[Target],
-    ) -> Result<(), StoreError> {
-        let targets: Vec<Option<String>> = match targets {
-            [] => vec![None],
-            some => some.iter().map(|target| Some(target.to_string())).collect(),
-        };
-        self.within(async {
-            self.require("user", "SELECT 1 FROM users WHERE id = $1", user.as_str())
-                .await?;
-            if let Some(device) = device {
-                self.require("device", "SELECT 1 FROM devices WHERE id = $1", device.as_str())
-                    .await?;
-            }
-            sqlx::query(
-                "INSERT INTO grants (user_id, device_id, target) SELECT $1, $2, unnest($3::text[])
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(user.as_str())
-            .bind(device.map(DeviceId::as_str))
-            .bind(targets)
-            .execute(&self.pool)
-            .await?;
-            Ok(())
-        })
-        .await
-    }
-
-    pub(super) async fn require(&self, kind: &'static str, sql: &'static str, name: &str) -> Result<(), StoreError> {
-        let found: Option<(i32,)> = sqlx::query_as(sql).bind(name).fetch_optional(&self.pool).await?;
-        found.map(|_| ()).ok_or_else(|| StoreError::Unknown {
-            kind,
-            name: name.to_owned(),
-        })
     }
 }

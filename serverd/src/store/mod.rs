@@ -3,12 +3,17 @@
 //! Points in time are PostgreSQL's own (`clock_timestamp()`), so that servers' clocks do not matter. Every call is
 //! bounded: a frozen database is an error within [`PATIENCE`], not a hang.
 //!
-//! Transactions lock in one order, lest two wait for each other: users, servers, tunnels (several of them by id), leases.
+//! Transactions lock in one order, lest two wait for each other: users, groups, devices, servers, tunnels, leases;
+//! several of one kind by id.
 
 mod admin;
+mod audit;
+mod grants;
 mod leases;
 mod openers;
 mod presence;
+mod quotas;
+mod revocation;
 mod routers;
 mod servers;
 mod shares;
@@ -16,9 +21,13 @@ mod tokens;
 mod tunnels;
 
 pub use admin::Kind;
+pub use audit::{Forgotten, Wanted};
+pub use grants::{Devices, Explanation, Grantee, Permission, Terms, Verdict};
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
-pub use openers::{CloseOutcome, Opening};
+pub use openers::{Bounds, CloseOutcome, Opening};
 pub use presence::Reconcile;
+pub use quotas::{Limited, Quotas};
+pub use revocation::Revoked;
 pub use routers::Standing;
 pub use servers::{Other, Takeover};
 pub use tokens::TokenRow;
@@ -62,6 +71,13 @@ pub enum StoreError {
     KeyTaken(String),
     #[error("the token is unknown, used up or expired, or is for another; ask an administrator for a new one")]
     Token,
+    #[error("{name} is revoked; to give the name back: rssh-serverd {kind} unrevoke {name}")]
+    Revoked { kind: &'static str, name: String },
+    #[error(
+        "a certificate of {name} from before is valid until {until} UTC, and whoever holds it would be let in again; \
+         wait until then, use another name, or say --all-the-same"
+    )]
+    StillValid { name: String, until: String },
 }
 
 impl StoreError {
@@ -104,12 +120,14 @@ impl Store {
         Ok(Self { pool, doubt })
     }
 
-    /// Brings the schema up to date.
+    /// Brings the schema up to date, and what the daemons' roles may do with it.
     ///
     /// # Errors
     /// When the database is away or a migration fails; what was applied before stays.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        Ok(migrator().run(&self.pool).await?)
+        migrator().run(&self.pool).await?;
+        sqlx::raw_sql(include_str!("roles.sql")).execute(&self.pool).await?;
+        Ok(())
     }
 
     /// Whether the database answers.
@@ -171,7 +189,13 @@ fn migrator() -> Migrator {
             migration(1, "tunnels", include_str!("../../migrations/0001_tunnels.sql")),
             migration(2, "enrolment", include_str!("../../migrations/0002_enrolment.sql")),
             migration(3, "routers", include_str!("../../migrations/0003_routers.sql")),
+            migration(
+                4,
+                "authorization",
+                include_str!("../../migrations/0004_authorization.sql"),
+            ),
             migration(5, "api", include_str!("../../migrations/0005_api.sql")),
+            migration(6, "audit", include_str!("../../migrations/0006_audit.sql")),
             migration(7, "shares", include_str!("../../migrations/0007_shares.sql")),
         ]),
         ..Migrator::DEFAULT

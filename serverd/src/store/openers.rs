@@ -5,6 +5,7 @@ use rssh_proto::{Failure, FailureKind, Target, TunnelId};
 use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
+use super::quotas::{self, Quotas};
 use super::tunnels::{Asker, Tunnel, end, live, read, tunnel_columns};
 use super::{Store, StoreError};
 
@@ -19,6 +20,16 @@ pub enum Opening {
     Refused(Failure),
 }
 
+/// What a server allows a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// How long the tunnel may live, in seconds; a grant may say less.
+    pub ttl_s: u32,
+    /// How long the asker waits, in milliseconds.
+    pub deadline_ms: u32,
+    pub quotas: Quotas,
+}
+
 /// A tunnel that someone gave up.
 #[derive(Debug)]
 pub struct CloseOutcome {
@@ -28,20 +39,14 @@ pub struct CloseOutcome {
 }
 
 impl Store {
-    /// Takes a request to open a tunnel: checks the grant, and finds or makes the tunnel.
+    /// Takes a request to open a tunnel: checks the grants and the limits, and finds or makes the tunnel.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn open(
-        &self,
-        asker: &Asker,
-        request: &OpenRequest,
-        ttl_s: u32,
-        deadline_ms: u32,
-    ) -> Result<Opening, StoreError> {
+    pub async fn open(&self, asker: &Asker, request: &OpenRequest, bounds: &Bounds) -> Result<Opening, StoreError> {
         self.within(async {
             let mut tx = self.pool.begin().await?;
-            let opening = open(&mut tx, asker, request, ttl_s, deadline_ms).await?;
+            let opening = open(&mut tx, asker, request, bounds).await?;
             tx.commit().await?;
             Ok(opening)
         })
@@ -79,44 +84,44 @@ async fn open(
     tx: &mut Transaction<'_, Postgres>,
     asker: &Asker,
     request: &OpenRequest,
-    ttl_s: u32,
-    deadline_ms: u32,
+    bounds: &Bounds,
 ) -> Result<Opening, StoreError> {
     let refuse = |kind, message: String| Ok(Opening::Refused(Failure::new(kind, message)));
-    // The lock puts one user's requests in a row: two at once find the same tunnel.
-    let facts: Option<(bool, bool, bool)> = sqlx::query_as(
-        "SELECT EXISTS (SELECT 1 FROM devices WHERE id = $2),
-                EXISTS (SELECT 1 FROM devices WHERE id = $2 AND quarantined_until > clock_timestamp()),
-                EXISTS (SELECT 1 FROM grants WHERE user_id = $1 AND (device_id = $2 OR device_id IS NULL)
-                                               AND (target = $3 OR target IS NULL))
-         FROM users WHERE id = $1 FOR NO KEY UPDATE",
+    // The locks put one user's requests in a row: two at once find the same tunnel, and each counts the other.
+    quotas::lock(tx, &asker.user, &request.device).await?;
+    let (enrolled, known, quarantined, permitted): (bool, bool, bool, bool) = sqlx::query_as(
+        "SELECT EXISTS (SELECT FROM users WHERE id = $1),
+                EXISTS (SELECT FROM devices WHERE id = $2),
+                EXISTS (SELECT FROM devices WHERE id = $2 AND quarantined_until > clock_timestamp()),
+                EXISTS (SELECT FROM permits($1, $2, $3))",
     )
     .bind(asker.user.as_str())
     .bind(request.device.as_str())
     .bind(request.target.to_string())
-    .fetch_optional(&mut **tx)
+    .fetch_one(&mut **tx)
     .await?;
-    match facts {
-        None => return refuse(FailureKind::Denied, format!("the user {} is not enrolled", asker.user)),
-        Some((false, ..)) => {
-            let message = format!("{} is not a registered device; check the name", request.device);
-            return refuse(FailureKind::UnknownDevice, message);
-        }
-        Some((true, _, false)) => {
+    match (enrolled, permitted, known, quarantined) {
+        (false, ..) => return refuse(FailureKind::Denied, format!("the user {} is not enrolled", asker.user)),
+        // Whether the device exists is not for everyone to know.
+        (true, false, ..) => {
             let message = format!(
                 "{} may not open {} on {}; ask an administrator for a grant",
                 asker.user, request.target, request.device
             );
             return refuse(FailureKind::Denied, message);
         }
-        Some((true, true, true)) => {
+        (true, true, false, _) => {
+            let message = format!("{} is not a registered device; check the name", request.device);
+            return refuse(FailureKind::UnknownDevice, message);
+        }
+        (true, true, true, true) => {
             let message = format!(
                 "{} is quarantined: two agents use its identity; stop one of them and wait ten minutes",
                 request.device
             );
             return refuse(FailureKind::Quarantined, message);
         }
-        Some((true, false, true)) => {}
+        (true, true, true, false) => {}
     }
 
     let earlier = sqlx::query(concat!(
@@ -155,22 +160,31 @@ async fn open(
     .await?;
     if let Some(row) = shared {
         let tunnel = read(&row)?;
-        add_opener(tx, tunnel.id, asker, request.hold, deadline_ms).await?;
+        add_opener(tx, tunnel.id, asker, request.hold, bounds.deadline_ms).await?;
         // Whoever waits longest decides how long the device has.
         sqlx::query(
             "UPDATE tunnels SET deadline_at = greatest(deadline_at, clock_timestamp() + $2 * interval '1 ms')
              WHERE id = $1 AND state = 'requested'",
         )
         .bind(tunnel.id.uuid())
-        .bind(f64::from(deadline_ms))
+        .bind(f64::from(bounds.deadline_ms))
         .execute(&mut **tx)
         .await?;
         return Ok(Opening::Existing(tunnel));
     }
 
+    let usages = quotas::usages(tx, &asker.user, &request.device, &bounds.quotas).await?;
+    if let Some(failure) = quotas::refusal(&usages) {
+        return Ok(Opening::Refused(failure));
+    }
+    let (grant, max_ttl_s) = match grant_with_room(tx, asker, request).await? {
+        Ok(found) => found,
+        Err(failure) => return Ok(Opening::Refused(failure)),
+    };
     let row = sqlx::query(concat!(
-        "INSERT INTO tunnels AS t (id, user_id, device_id, target, remote_port, idle_s, deadline_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 ms', clock_timestamp() + $8 * interval '1 s')
+        "INSERT INTO tunnels AS t (id, user_id, device_id, target, remote_port, idle_s, deadline_at, expires_at, grant_id)
+         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 ms', clock_timestamp() + $8 * interval '1 s',
+                 $9)
          RETURNING ",
         tunnel_columns!()
     ))
@@ -180,13 +194,39 @@ async fn open(
     .bind(request.target.to_string())
     .bind(request.remote_port.map(i32::from))
     .bind(request.idle_s.filter(|seconds| *seconds > 0).map(|seconds| i32::try_from(seconds).unwrap_or(i32::MAX)))
-    .bind(f64::from(deadline_ms))
-    .bind(f64::from(ttl_s))
+    .bind(f64::from(bounds.deadline_ms))
+    .bind(f64::from(max_ttl_s.map_or(bounds.ttl_s, |most| bounds.ttl_s.min(most))))
+    .bind(grant)
     .fetch_one(&mut **tx)
     .await?;
     let tunnel = read(&row)?;
-    add_opener(tx, tunnel.id, asker, request.hold, deadline_ms).await?;
+    add_opener(tx, tunnel.id, asker, request.hold, bounds.deadline_ms).await?;
     Ok(Opening::New(tunnel))
+}
+
+/// Of the grants that allow a tunnel, one that has room for it: the one that lets it live longest, with how long that is.
+async fn grant_with_room(
+    connection: &mut PgConnection,
+    asker: &Asker,
+    request: &OpenRequest,
+) -> Result<Result<(i64, Option<u32>), Failure>, StoreError> {
+    let found: Option<(i64, Option<i32>)> = sqlx::query_as(concat!(
+        "SELECT p.id, p.max_ttl_s FROM permits($1, $2, $3) p
+         WHERE p.max_tunnels IS NULL OR p.max_tunnels > (
+             SELECT count(*) FROM tunnels t WHERE t.grant_id = p.id AND t.user_id = $1 AND t.state IN ",
+        live!(),
+        ")
+         ORDER BY p.max_ttl_s DESC NULLS FIRST, p.id LIMIT 1"
+    ))
+    .bind(asker.user.as_str())
+    .bind(request.device.as_str())
+    .bind(request.target.to_string())
+    .fetch_optional(connection)
+    .await?;
+    Ok(match found {
+        Some((grant, max_ttl_s)) => Ok((grant, max_ttl_s.and_then(|seconds| u32::try_from(seconds).ok()))),
+        None => Err(quotas::grant_is_used_up(&asker.user, &request.device)),
+    })
 }
 
 async fn add_opener(

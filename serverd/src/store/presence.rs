@@ -31,7 +31,7 @@ impl Store {
                         array(SELECT key FROM device_tags WHERE device_id = d.id ORDER BY key),
                         array(SELECT value FROM device_tags WHERE device_id = d.id ORDER BY key)
                  FROM devices d
-                 WHERE EXISTS (SELECT 1 FROM grants g WHERE g.user_id = $1 AND (g.device_id = d.id OR g.device_id IS NULL))
+                 WHERE EXISTS (SELECT FROM permits($1, d.id, NULL))
                  ORDER BY d.id LIMIT 10000",
             )
             .bind(user.as_str())
@@ -59,7 +59,7 @@ impl Store {
         self.within(async {
             let row: Option<(Vec<String>,)> = sqlx::query_as(
                 "SELECT d.host_keys FROM devices d WHERE d.id = $2
-                 AND EXISTS (SELECT 1 FROM grants g WHERE g.user_id = $1 AND (g.device_id = d.id OR g.device_id IS NULL))",
+                 AND EXISTS (SELECT FROM permits($1, d.id, NULL))",
             )
             .bind(user.as_str())
             .bind(device.as_str())

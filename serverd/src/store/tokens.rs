@@ -19,16 +19,17 @@ pub struct TokenRow {
 }
 
 impl Store {
-    /// The kind of a registered identity.
+    /// The kind of a registered identity that is not revoked.
     ///
     /// # Errors
     /// When the database is away.
     pub async fn kind(&self, name: &str) -> Result<Option<Kind>, StoreError> {
         self.within(async {
-            let row: Option<(String,)> = sqlx::query_as("SELECT kind FROM identities WHERE name = $1")
-                .bind(name)
-                .fetch_optional(&self.pool)
-                .await?;
+            let row: Option<(String,)> =
+                sqlx::query_as("SELECT kind FROM identities WHERE name = $1 AND revoked_at IS NULL")
+                    .bind(name)
+                    .fetch_optional(&self.pool)
+                    .await?;
             row.map(|(kind,)| Kind::from_name(&kind).ok_or_else(|| StoreError::value("a kind", kind)))
                 .transpose()
         })
@@ -80,6 +81,7 @@ impl Store {
                 "WITH found AS (
                      SELECT id, user_id, scopes, last_used_at FROM api_tokens
                      WHERE hash = $1 AND revoked_at IS NULL AND expires_at > clock_timestamp()
+                       AND NOT EXISTS (SELECT FROM identities WHERE name = user_id AND identities.revoked_at IS NOT NULL)
                  ), used AS (
                      UPDATE api_tokens SET last_used_at = clock_timestamp()
                      WHERE id IN (SELECT id FROM found WHERE last_used_at IS NULL

@@ -82,6 +82,13 @@ macro_rules! live {
 }
 pub(super) use live;
 
+/// Whether the grants still allow the user's tunnel: who may not open it may not read of it either.
+macro_rules! permitted {
+    () => {
+        "EXISTS (SELECT FROM permits(t.user_id, t.device_id, t.target))"
+    };
+}
+
 pub(super) fn read(row: &PgRow) -> Result<Tunnel, StoreError> {
     let place = match (
         row.try_get::<Option<&str>, _>("server_id")?,
@@ -176,7 +183,8 @@ impl Store {
             let row = sqlx::query(concat!(
                 "SELECT ",
                 tunnel_columns!(),
-                " FROM tunnels t WHERE t.id = $1 AND t.user_id = $2"
+                " FROM tunnels t WHERE t.id = $1 AND t.user_id = $2 AND ",
+                permitted!()
             ))
             .bind(tunnel.uuid())
             .bind(user.as_str())
@@ -197,7 +205,8 @@ impl Store {
                 "SELECT ",
                 tunnel_columns!(),
                 stage_columns!(),
-                " FROM tunnels t WHERE t.id = $1 AND t.user_id = $2"
+                " FROM tunnels t WHERE t.id = $1 AND t.user_id = $2 AND ",
+                permitted!()
             ))
             .bind(tunnel.uuid())
             .bind(user.as_str())
@@ -224,7 +233,9 @@ impl Store {
                 tunnel_columns!(),
                 stage_columns!(),
                 " FROM tunnels t WHERE t.user_id = $1 AND t.device_id = $2 AND ($3::text IS NULL OR t.target = $3)
-                 ORDER BY t.created_at DESC LIMIT 1"
+                   AND ",
+                permitted!(),
+                " ORDER BY t.created_at DESC LIMIT 1"
             ))
             .bind(user.as_str())
             .bind(device.as_str())
@@ -272,6 +283,8 @@ impl Store {
                 tunnel_columns!(),
                 " FROM tunnels t WHERE t.user_id = $1 AND t.state IN ",
                 live!(),
+                " AND ",
+                permitted!(),
                 " ORDER BY t.created_at LIMIT 1000"
             ))
             .bind(user.as_str())
@@ -517,4 +530,35 @@ pub(super) async fn reconnecting(
     .execute(connection)
     .await?;
     Ok(done.rows_affected() > 0)
+}
+
+/// Closes the live tunnels of some users, or to a device, that no grant allows any more, and asks for the end of their
+/// sessions; returns how many. The users or the device are locked.
+pub(super) async fn withdraw(
+    connection: &mut PgConnection,
+    users: Option<&[String]>,
+    device: Option<&DeviceId>,
+) -> Result<u64, StoreError> {
+    let closed: Vec<(uuid::Uuid,)> = sqlx::query_as(concat!(
+        "WITH gone AS (
+             SELECT t.id FROM tunnels t
+             WHERE ($1::text[] IS NULL OR t.user_id = ANY($1)) AND ($2::text IS NULL OR t.device_id = $2)
+               AND t.state IN ",
+        live!(),
+        " AND NOT ",
+        permitted!(),
+        " ORDER BY t.id FOR UPDATE)
+         UPDATE tunnels SET state = 'closed', ended_at = clock_timestamp() WHERE id IN (SELECT id FROM gone)
+         RETURNING id"
+    ))
+    .bind(users)
+    .bind(device.map(DeviceId::as_str))
+    .fetch_all(&mut *connection)
+    .await?;
+    let ids: Vec<uuid::Uuid> = closed.into_iter().map(|(id,)| id).collect();
+    sqlx::query("UPDATE leases SET evict = true WHERE tunnel_id = ANY($1) AND released_at IS NULL")
+        .bind(&ids)
+        .execute(connection)
+        .await?;
+    Ok(ids.len() as u64)
 }

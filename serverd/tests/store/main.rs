@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod audit;
+mod authorization;
 mod postgres;
 
 use std::sync::Arc;
@@ -13,7 +15,10 @@ use rssh_proto::{
 };
 use rssh_serverd::process::{Holder, Process};
 use rssh_serverd::ssh_keygen::PublicKey;
-use rssh_serverd::store::{Asker, ClaimOutcome, Grant, Kind, Opening, SessionMark, Store, StoreError, Tunnel};
+use rssh_serverd::store::{
+    Asker, Bounds, ClaimOutcome, Devices, Grant, Grantee, Kind, Opening, Quotas, SessionMark, Store, StoreError, Terms,
+    Tunnel,
+};
 use rssh_serverd::suspicion::Beat;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF3b4OqFP4OqF3b4OqFP4OqF3b4OqFP4OqF3b4OqFP4O";
@@ -39,7 +44,7 @@ impl World {
             store.add_identity(kind, name).await.unwrap();
         }
         store.add_device(&device(), &KEY.parse().unwrap()).await.unwrap();
-        store.add_grant(&user("alice"), Some(&device()), &[]).await.unwrap();
+        grant(&store, "alice", &Devices::One(device()), &[]).await;
         Self {
             _postgres: postgres,
             store,
@@ -59,7 +64,7 @@ impl World {
             hold: true,
         };
         change(&mut request);
-        self.store.open(asker, &request, TTL_S, PATIENT_MS).await.unwrap()
+        self.store.open(asker, &request, &bounds(PATIENT_MS)).await.unwrap()
     }
 
     /// A new tunnel of alice's.
@@ -87,6 +92,30 @@ impl World {
 
     async fn tunnel(&self, id: TunnelId) -> Tunnel {
         self.store.tunnel_of(&user("alice"), id).await.unwrap().unwrap()
+    }
+}
+
+/// Lets a user open targets; all of them without any.
+async fn grant(store: &Store, name: &str, devices: &Devices, targets: &[&str]) -> i64 {
+    let targets: Vec<Target> = targets.iter().map(|target| target.parse().unwrap()).collect();
+    let holder = Grantee::User(user(name));
+    let ids = store
+        .add_grant(&holder, devices, &targets, &Terms::default())
+        .await
+        .unwrap();
+    ids[0]
+}
+
+fn bounds(deadline_ms: u32) -> Bounds {
+    Bounds {
+        ttl_s: TTL_S,
+        deadline_ms,
+        quotas: Quotas {
+            user_tunnels: 1000,
+            user_opens_per_minute: 1000,
+            device_tunnels: 1000,
+            device_opens_per_minute: 1000,
+        },
     }
 }
 
@@ -173,7 +202,11 @@ async fn a_name_belongs_to_one_kind_and_a_key_to_one_device() {
     let key: PublicKey = KEY.parse().unwrap();
     let twice = world.store.add_device(&"device-2".parse().unwrap(), &key).await;
     assert!(matches!(twice, Err(StoreError::KeyTaken(_))), "{twice:?}");
-    let unknown = world.store.add_grant(&user("carol"), None, &[]).await;
+    let carol = Grantee::User(user("carol"));
+    let unknown = world
+        .store
+        .add_grant(&carol, &Devices::All, &[], &Terms::default())
+        .await;
     assert!(
         matches!(unknown, Err(StoreError::Unknown { kind: "user", .. })),
         "{unknown:?}"
@@ -210,26 +243,28 @@ async fn a_request_opens_what_is_granted_once() {
         user: user("bob"),
         ..alice
     };
-    world.store.add_grant(&user("bob"), None, &[]).await.unwrap();
+    grant(&world.store, "bob", &Devices::All, &[]).await;
     assert_eq!(
         kind(world.ask(&stolen, |_| {}).await),
         FailureKind::Denied,
         "another's request id"
     );
-    let elsewhere = world
-        .ask(&asker("alice"), |request| request.device = "device-9".parse().unwrap())
-        .await;
-    assert_eq!(kind(elsewhere), FailureKind::UnknownDevice);
+    for (name, expected) in [("alice", FailureKind::Denied), ("bob", FailureKind::UnknownDevice)] {
+        let elsewhere = world
+            .ask(&asker(name), |request| request.device = "device-9".parse().unwrap())
+            .await;
+        assert_eq!(
+            kind(elsewhere),
+            expected,
+            "bob may open any device, and so may know which there are"
+        );
+    }
 }
 
 #[tokio::test]
 async fn a_grant_covers_its_targets_only() {
     let world = World::new().await;
-    world
-        .store
-        .add_grant(&user("bob"), Some(&device()), &["80".parse().unwrap()])
-        .await
-        .unwrap();
+    grant(&world.store, "bob", &Devices::One(device()), &["80"]).await;
     assert!(matches!(world.ask(&asker("bob"), |_| {}).await, Opening::Refused(_)));
     let web = world
         .ask(&asker("bob"), |request| request.target = "80".parse().unwrap())
@@ -335,7 +370,7 @@ async fn only_the_device_itself_claims_and_only_what_is_not_over() {
         wait: false,
         hold: true,
     };
-    world.store.open(&late, &request, TTL_S, 1).await.unwrap();
+    world.store.open(&late, &request, &bounds(1)).await.unwrap();
     while world.tunnel(late.request).await.within_ms > 0 {}
     assert_eq!(
         refused(world.claim("s1", 2000, late.request).await),

@@ -66,6 +66,11 @@ impl Postgres {
 
     /// A database of its own with the schema of this version.
     pub(crate) async fn store(&self) -> Store {
+        self.database().await.0
+    }
+
+    /// The same, and how to reach it as its owner.
+    pub(crate) async fn database(&self) -> (Store, String) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}", COUNT.fetch_add(1, Ordering::Relaxed));
         run(Command::new(binary("createdb"))
@@ -73,9 +78,13 @@ impl Postgres {
             .arg(self.dir.path())
             .args(["-U", "rssh", &name]));
         let url = format!("postgres://rssh@localhost/{name}?host={}", self.dir.path().display());
-        let store = Store::new(&Database { url, connections: 4 }).unwrap();
+        let store = Store::new(&Database {
+            url: url.clone(),
+            connections: 4,
+        })
+        .unwrap();
         store.migrate().await.unwrap();
-        store
+        (store, url)
     }
 }
 

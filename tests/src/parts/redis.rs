@@ -2,15 +2,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::component::Component;
 use crate::files;
 use crate::place::{Place, socket};
 use crate::ready::Ready;
+use crate::root::Root;
 use crate::setup::{self, Setup, numbered};
 
 const SOCKET: &str = "redis/redis.sock";
+/// Who may do what.
+const USERS: &str = "redis/users.acl";
 
 /// Where Redis and its Sentinels listen that are several.
 const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -20,13 +23,67 @@ const SENTINELS: [u16; 3] = [26379, 26380, 26381];
 const SERVICE: &str = "rssh";
 const QUORUM: u32 = 2;
 
-/// The registry as a URL.
-pub fn url(setup: &Setup) -> String {
+/// Who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Writes and announces registrations.
+    Serverd,
+    /// Reads them.
+    Routerd,
+}
+
+impl User {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Serverd => "serverd",
+            Self::Routerd => "routerd",
+        }
+    }
+
+    fn rules(self) -> &'static str {
+        match self {
+            Self::Serverd => "~rssh:server:* &rssh:servers +psetex +del +publish",
+            Self::Routerd => "%R~rssh:server:* &rssh:servers +scan +get +mget +subscribe",
+        }
+    }
+}
+
+/// The registry as a URL, for one of its users; [`prepare`] has run. Several have the default user only: a Sentinel that
+/// finds the master does not know who asks.
+pub fn url(setup: &Setup, user: User) -> String {
     if !setup.options.ha {
-        return format!("redis+unix://{}", setup.root.inside(SOCKET));
+        let password = password(&setup.root, user).unwrap_or_default();
+        let socket = setup.root.inside(SOCKET);
+        return format!("redis+unix://{socket}?user={}&pass={password}", user.name());
     }
     let sentinels = SENTINELS.map(|port| socket(HOST, port)).join(",");
     format!("redis+sentinel://{sentinels}/{SERVICE}")
+}
+
+/// The password of a user.
+///
+/// # Errors
+/// When [`prepare`] has not run.
+pub fn password(root: &Root, user: User) -> Result<String> {
+    let users = files::read(&root.join(USERS))?;
+    let begins = format!("user {} on >", user.name());
+    let line = users.lines().find_map(|line| line.strip_prefix(&begins));
+    let password = line.and_then(|rest| rest.split(' ').next());
+    Ok(password.context("no such user of Redis")?.to_owned())
+}
+
+/// Makes its directory, and its users. The default user is the lab's own, for faults; only root reaches the socket.
+///
+/// # Errors
+/// When that cannot be made.
+pub fn prepare(root: &Root) -> Result<()> {
+    files::make_dir(&root.join("redis"))?;
+    let mut users = "user default on nopass ~* &* +@all\n".to_owned();
+    for user in [User::Serverd, User::Routerd] {
+        let password = uuid::Uuid::new_v4().simple();
+        users += &format!("user {} on >{password} {}\n", user.name(), user.rules());
+    }
+    files::write_secret(&root.join(USERS), users)
 }
 
 /// Starts Redis.
@@ -34,7 +91,6 @@ pub fn url(setup: &Setup) -> String {
 /// # Errors
 /// When it does not come up.
 pub fn start(setup: &Setup) -> Result<()> {
-    files::make_dir(&setup.root.join("redis"))?;
     if !setup.options.ha {
         return setup::start(&setup.root, &setup.programs, &[alone(setup)]);
     }
@@ -106,6 +162,8 @@ fn alone(setup: &Setup) -> Component {
             &socket,
             "--unixsocketperm",
             "700",
+            "--aclfile",
+            &setup.root.inside(USERS),
             "--dir",
             &dir,
             "--save",

@@ -62,7 +62,7 @@ pub fn init(setup: &Setup, n: u32) -> Result<()> {
     // HAProxy takes a certificate and its key in one file.
     let [cert, key] = ["tls.pem", "tls.key"].map(|name| files::read(&dir.join(name)));
     files::write_secret(&dir.join("haproxy.pem"), cert? + &key?)?;
-    files::write(&dir.join("routerd.toml"), toml(setup, n))
+    files::write_secret(&dir.join("routerd.toml"), toml(setup, n))
 }
 
 fn toml(setup: &Setup, n: u32) -> String {
@@ -110,8 +110,8 @@ servers-ca = "{servers}"
         public = public(n),
         brokers = broker::addresses(setup),
         limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
-        redis = redis::url(setup),
-        database = postgres::url(setup),
+        redis = redis::url(setup, redis::User::Routerd),
+        database = postgres::url(setup, postgres::ROUTERD),
     )
 }
 
@@ -207,16 +207,15 @@ fn count_up(table: &str) -> usize {
     let mut lines = table.lines();
     let header = lines.next().unwrap_or_default().trim_start_matches("# ");
     let column = |name: &str| header.split(',').position(|field| field == name);
-    let (Some(proxy), Some(server), Some(status)) = (column("pxname"), column("svname"), column("status")) else {
+    let (Some(pool), Some(server), Some(status)) = (column("pxname"), column("svname"), column("status")) else {
         return 0;
     };
     let mut up: Vec<&str> = lines
         .filter_map(|line| {
             let fields: Vec<&str> = line.split(',').collect();
-            let is_up = fields.get(status).is_some_and(|status| status.starts_with("UP"));
-            if fields.get(proxy) != Some(&"sshd") {
-                return None;
-            }
+            // Brokers are servers of HAProxy's too.
+            let lands = fields.get(pool).is_some_and(|pool| *pool == "sshd");
+            let is_up = lands && fields.get(status).is_some_and(|status| status.starts_with("UP"));
             // One server has a row for each port of its sshd: s1_0, s1_1.
             let name = fields.get(server)?.split('_').next();
             is_up.then_some(name)?

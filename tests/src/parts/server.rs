@@ -64,15 +64,16 @@ fn serverd(setup: &Setup, place: &Place, args: &[&str]) -> Result<()> {
 pub fn write_config(setup: &Setup, n: u32) -> Result<()> {
     let dir = setup.root.join(dir(n));
     files::make_dir(&dir.join("state"))?;
-    let config = toml(setup, n);
-    files::write(
+    let admin = toml(setup, n, postgres::ROLE);
+    files::write_secret(
         &dir.join("admin.toml"),
-        format!("{config}\n[admin]\npki = \"{}\"\n", pki::dir(setup)),
+        format!("{admin}\n[admin]\npki = \"{}\"\n", pki::dir(setup)),
     )?;
-    files::write(&dir.join("serverd.toml"), config)
+    files::write_secret(&dir.join("serverd.toml"), toml(setup, n, postgres::SERVERD))
 }
 
-fn toml(setup: &Setup, n: u32) -> String {
+/// With the database as one of its roles sees it.
+fn toml(setup: &Setup, n: u32, role: &str) -> String {
     let state = setup.root.inside(format_args!("{}/state", dir(n)));
     let sshd = setup.root.inside(format_args!("{}/sshd", dir(n)));
     let address = server_address(n);
@@ -114,8 +115,8 @@ listen = "{https}"
 url = "{url}"
 "#,
         ssh = router::doors(setup, LB_DEVICES),
-        database = postgres::url(setup),
-        redis = redis::url(setup),
+        database = postgres::url(setup, role),
+        redis = redis::url(setup, redis::User::Serverd),
         brokers = broker::addresses(setup),
         ca = pki::file(setup, "servers-ca.pem"),
         helpers = setup.root.inside("helpers"),

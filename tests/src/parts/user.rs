@@ -114,7 +114,15 @@ pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
     } else {
         server::admin(
             setup,
-            &["grant", "add", user.as_str(), "--config", &config, "--all-devices"],
+            &[
+                "grant",
+                "add",
+                user.as_str(),
+                "--config",
+                &config,
+                "--all-devices",
+                "--share",
+            ],
         )
     }
 }

@@ -89,6 +89,29 @@ impl<'a> Peer<'a> {
         code.unwrap_or_else(|| panic!("{topic}: {said}")).parse().unwrap()
     }
 
+    /// Publishes the same line many times, as fast as the broker takes it.
+    pub(crate) fn flood(&self, topic: &str, line: &str, times: usize) {
+        let argv = self.argv("mosquitto_pub", &["-l", "-t", topic]);
+        let mut child = self
+            .lab
+            .command(&self.place, &argv)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = format!("{line}\n").repeat(times);
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// Whether the broker refuses the connection itself.
+    pub(crate) fn is_refused(&self) -> bool {
+        let argv = self.argv("mosquitto_pub", &["-t", "x", "-m", "x"]);
+        let output = self.lab.command(&self.place, &argv).output().unwrap();
+        all_of(&output).contains("Connection Refused") || all_of(&output).contains("Not authorized")
+    }
+
     /// Subscribes; returns the broker's reason code, and what goes on listening.
     pub(crate) fn subscribe(&self, filter: &str, more: &[&str]) -> (u8, Listener) {
         let argv = self.argv("mosquitto_sub", &[&["-W", "20", "-t", filter], more].concat());

@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod administration;
+mod audit;
 mod bearer;
 mod broker;
 mod claims;
@@ -15,6 +17,8 @@ mod names;
 mod secrets;
 mod sharing;
 mod thief;
+mod threats;
+mod words;
 
 use std::collections::HashSet;
 use std::fs;
@@ -77,8 +81,8 @@ fn running() -> Arc<Lab> {
     }
     let options = Options {
         servers: NonZeroU32::new(SERVERS).unwrap(),
-        devices: 50,
-        users: 31,
+        devices: 55,
+        users: 40,
         ..Options::default()
     };
     let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
