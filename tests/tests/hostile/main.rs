@@ -11,7 +11,6 @@ mod bearer;
 mod broker;
 mod claims;
 mod failures;
-mod fleet;
 mod keys;
 mod names;
 mod secrets;

@@ -1,19 +1,40 @@
-//! One command on every device of the lab.
+//! One command on many devices: a lab of its own, in which every device is there.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use rssh_lab::Action;
+use rssh_lab::process::PATIENTLY;
+use rssh_lab::testing::{all_of, said, within};
+use rssh_lab::{Action, Lab, Options};
 use serde_json::Value;
 
-use crate::{PATIENTLY, all_of, lab, lab_alone, said, within};
-
 /// How many devices the lab has.
-const DEVICES: usize = 50;
+const DEVICES: u32 = 50;
+
+/// The lab that the tests share: up from the first that asks to the last that lets go.
+fn lab() -> Arc<Lab> {
+    static SHARED: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lab) = shared.upgrade() {
+        return lab;
+    }
+    let options = Options {
+        servers: NonZeroU32::new(2).unwrap(),
+        devices: DEVICES,
+        users: 3,
+        ..Options::default()
+    };
+    let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
+    *shared = Arc::downgrade(&lab);
+    lab
+}
 
 #[test]
 fn exec_runs_on_fifty_devices_and_names_the_one_that_was_killed() {
-    // Alone, since other tests kill the agents and servers of devices too.
-    let lab = lab_alone();
+    let lab = lab();
     let dead = "device-50";
     lab.ctl(Action::Kill, "agentd-50").unwrap();
     within(PATIENTLY, "the device is offline", || {
@@ -38,7 +59,7 @@ fn exec_runs_on_fifty_devices_and_names_the_one_that_was_killed() {
         .map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}")))
         .map(|outcome| (outcome["device"].as_str().unwrap().to_owned(), outcome))
         .collect();
-    assert_eq!(outcomes.len(), DEVICES, "{}", all_of(&output));
+    assert_eq!(outcomes.len(), DEVICES as usize, "{}", all_of(&output));
     let mut most = 0;
     for (n, name) in (1..).zip(&names) {
         let outcome = &outcomes[name];
@@ -75,13 +96,13 @@ fn tags_select_devices_and_a_command_runs_on_those() {
              ('device-48', 'hall', 'north'), ('device-48', 'role', 'gate')",
     )
     .unwrap();
-    let listed = said(&lab, "user-29", &["rssh", "devices", "-l", "hall=north", "--json"]);
+    let listed = said(&lab, "alice", &["rssh", "devices", "-l", "hall=north", "--json"]);
     let devices: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(devices.len(), 2, "{listed}");
     assert_eq!(devices[1]["tags"], serde_json::json!({"hall": "north", "role": "gate"}));
     let ran = said(
         &lab,
-        "user-29",
+        "alice",
         &["rssh", "exec", "-q", "-l", "hall=north", "--", "hostname"],
     );
     let mut lines: Vec<&str> = ran.lines().collect();
