@@ -86,8 +86,8 @@ struct Login {
     device: DeviceId,
     /// When sshd first asked about it; `None` for one that was adopted.
     asked_at: Option<Instant>,
-    /// Until when a bearer name may lead to its port.
-    named_until: Option<Instant>,
+    /// Until when its port rests at least: a bearer name was signed for it, or an earlier lease was taken back late.
+    rests_until: Option<Instant>,
     stage: Stage,
     /// Set once a kill was ordered; a repeated one is ordered when the first has not worked by then.
     ending: Option<Instant>,
@@ -200,7 +200,7 @@ impl Leases {
                 port,
                 device: device.clone(),
                 asked_at: Some(now),
-                named_until: None,
+                rests_until: None,
                 stage: Stage::Reserved,
                 ending: None,
                 due,
@@ -295,7 +295,7 @@ impl Leases {
                 port,
                 device,
                 asked_at: None,
-                named_until: None,
+                rests_until: None,
                 stage: Stage::Reserved,
                 ending: None,
                 due: now,
@@ -309,14 +309,17 @@ impl Leases {
     pub fn handle_named(&mut self, tunnel: TunnelId, until: Instant) {
         let login = self.by_tunnel.get(&tunnel);
         if let Some(known) = login.and_then(|login| self.logins.get_mut(login)) {
-            known.named_until = known.named_until.max(Some(until));
+            known.rests_until = known.rests_until.max(Some(until));
         }
     }
 
-    /// Keeps a port out of use for a time: it rested when this process started.
+    /// Keeps a port out of use until then at least, as the database does: it rested when this process started, or its
+    /// lease was taken back later than its session had ended.
     pub fn rest(&mut self, port: u16, until: Instant) {
-        if self.ports.take(port) {
+        if self.ports.is_resting(port) || self.ports.take(port) {
             self.ports.rest(port, until);
+        } else if let Some(known) = self.by_port.get(&port).and_then(|login| self.logins.get_mut(login)) {
+            known.rests_until = known.rests_until.max(Some(until));
         }
     }
 
@@ -339,20 +342,16 @@ impl Leases {
         self.due.remove(&(known.due, login));
         self.by_port.remove(&known.port);
         self.by_child.remove(&process);
+        let rest = match known.stage {
+            Stage::Reserved => SHORT_REST,
+            Stage::Claiming { .. } | Stage::Holding(_) => self.limits.rest,
+        };
+        let until = Some(now + rest).max(known.rests_until).unwrap_or(now);
+        self.ports.rest(known.port, until);
         match known.stage {
-            Stage::Reserved => {
-                self.ports.rest(known.port, now + SHORT_REST);
-                Vec::new()
-            }
-            // Whether the lease gets written is not known yet; the daemon takes it back if it does.
-            Stage::Claiming { .. } => {
-                self.ports.rest(known.port, now + self.limits.rest);
-                Vec::new()
-            }
+            // Whether the lease of a claim gets written is not known yet; the daemon takes it back if it does.
+            Stage::Reserved | Stage::Claiming { .. } => Vec::new(),
             Stage::Holding(Holding { tunnel, epoch, .. }) => {
-                let rest = now + self.limits.rest;
-                self.ports
-                    .rest(known.port, known.named_until.map_or(rest, |until| rest.max(until)));
                 if self.by_tunnel.get(&tunnel) == Some(&login) {
                     self.by_tunnel.remove(&tunnel);
                 }

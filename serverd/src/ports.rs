@@ -14,6 +14,8 @@ pub struct Ports {
     /// Where each free port stands in `free`.
     place: HashMap<u16, usize>,
     resting: BinaryHeap<Reverse<(Instant, u16)>>,
+    /// Until when each resting port rests; `resting` may have earlier times too.
+    until: HashMap<u16, Instant>,
 }
 
 impl Ports {
@@ -25,6 +27,7 @@ impl Ports {
             free,
             place,
             resting: BinaryHeap::new(),
+            until: HashMap::new(),
         }
     }
 
@@ -35,7 +38,7 @@ impl Ports {
 
     /// How many ports rest.
     pub fn resting(&self) -> usize {
-        self.resting.len()
+        self.until.len()
     }
 
     /// Takes a given port, if it is free.
@@ -57,8 +60,15 @@ impl Ports {
         self.take(port).then_some(port)
     }
 
-    /// Returns a port that becomes free at `until`.
+    /// Whether a port rests.
+    pub fn is_resting(&self, port: u16) -> bool {
+        self.until.contains_key(&port)
+    }
+
+    /// Returns a port that becomes free at `until`, or lets one that rests do so until then at least.
     pub fn rest(&mut self, port: u16, until: Instant) {
+        let latest = self.until.entry(port).or_insert(until);
+        *latest = until.max(*latest);
         self.resting.push(Reverse((until, port)));
     }
 
@@ -69,6 +79,10 @@ impl Ports {
                 break;
             }
             self.resting.pop();
+            if self.until.get(&port) != Some(&until) {
+                continue;
+            }
+            self.until.remove(&port);
             if !self.place.contains_key(&port) {
                 self.place.insert(port, self.free.len());
                 self.free.push(port);
@@ -113,5 +127,12 @@ mod tests {
         ports.wake(now + Duration::from_secs(1));
         assert_eq!((ports.free(), ports.resting()), (1, 1));
         assert_eq!(ports.take_any(5), Some(2004));
+
+        // One that has to rest for longer than was known at first.
+        ports.rest(2003, now + Duration::from_secs(3));
+        ports.wake(now + Duration::from_secs(2));
+        assert_eq!((ports.free(), ports.resting()), (0, 1));
+        ports.wake(now + Duration::from_secs(3));
+        assert_eq!((ports.free(), ports.resting()), (1, 0));
     }
 }

@@ -95,6 +95,8 @@ async fn release(server: &Arc<Server>, port: u16, tunnel: TunnelId, epoch: Epoch
             .await
         {
             Ok(waits) => {
+                let rest = Duration::from_secs(server.rest_s().into());
+                server.leases().rest(port, Instant::now() + rest);
                 tracing::info!(%tunnel, %epoch, port, waits, "lease released");
                 return;
             }

@@ -216,10 +216,6 @@ impl World {
         if let Ok(port) = self.machines[server].handle_authorize(login, &device(), None, || draw, usable, self.now) {
             let taken = self.ports_of(server).any(|other| other == port);
             assert!(!taken, "port {port} of server {server} has two logins");
-            let rests = self.rows.iter().find(|row| {
-                (row.server, row.port) == (server, port) && row.free_after.is_some_and(|until| until > self.now)
-            });
-            assert!(rests.is_none(), "port {port} of server {server} rests: {rests:?}");
             let claiming = None;
             self.alive.insert((server, n), Alive { port, child, claiming });
         }
@@ -230,7 +226,8 @@ impl World {
         of_server.map(|(_, login)| login.port)
     }
 
-    /// The claim's transaction: the next epoch, the older lease taken away, the new one there.
+    /// The claim's transaction: the next epoch, the older lease taken away, the new one there. A port that rests for
+    /// another tunnel is refused: an old name may lead there still.
     fn grant(&mut self, server: usize, n: i32) {
         let Some(login) = self.alive.get_mut(&(server, n)) else {
             return;
@@ -239,6 +236,19 @@ impl World {
             return;
         };
         let (tunnel, epoch) = (*tunnel, self.epochs[*tunnel] + 1);
+        let (port, now) = (login.port, self.now);
+        let rests = |row: &Lease| row.tunnel != tunnel && row.free_after.is_some_and(|until| until > now);
+        if self
+            .rows
+            .iter()
+            .any(|row| (row.server, row.port) == (server, port) && rests(row))
+        {
+            let monitor = Self::monitor(login.child);
+            login.claiming = None;
+            let commands = self.machines[server].handle_refused(monitor, now);
+            self.execute(server, commands);
+            return;
+        }
         *written = Some(epoch);
         self.epochs[tunnel] = epoch;
         for row in &mut self.rows {
@@ -297,6 +307,7 @@ impl World {
                 if row.live {
                     row.live = false;
                     row.free_after = Some(self.now + REST);
+                    self.machines[server].rest(port, self.now + REST);
                 }
             }
         }
