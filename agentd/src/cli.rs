@@ -12,6 +12,9 @@ use crate::config::Config;
 use crate::control::Order;
 use crate::{agent, ask, check, init};
 
+/// Where packages keep the configuration.
+const CONFIG: &str = "/etc/rssh/agentd.toml";
+
 /// The rssh device agent: opens reverse SSH tunnels when it is asked to, and only then.
 #[derive(Debug, Parser)]
 #[command(name = "rssh-agentd", version, arg_required_else_help = true)]
@@ -27,7 +30,7 @@ struct Arguments {
 enum Command {
     /// Waits for orders and carries them out; SIGTERM ends it with its tunnels, SIGUSR1 leaves them for the next.
     Run {
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Makes this device's keys and the request for its certificate; keys that exist are kept.
@@ -65,9 +68,14 @@ enum Command {
     },
     /// Says whether a configuration can be used, and what is wrong with it.
     CheckConfig {
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
+}
+
+/// The command line, for the manual.
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
 }
 
 /// Runs the program: what `main` does.

@@ -18,9 +18,12 @@ use crate::verify::{CaError, Verifier};
 /// Exit code for a configuration that cannot be used (sysexits.h: EX_CONFIG).
 const EX_CONFIG: u8 = 78;
 
+/// Where packages keep the configuration.
+const CONFIG: &str = "/etc/rssh/routerd.toml";
+
 /// Keeps HAProxy equal to the registry of servers.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "rssh-routerd", version)]
 pub struct Args {
     #[command(subcommand)]
     command: Verb,
@@ -39,17 +42,17 @@ enum Verb {
     },
     /// Writes haproxy.cfg and its maps from the last good registry, so that HAProxy can start.
     Render {
-        #[arg(long)]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Follows the registry until SIGTERM.
     Run {
-        #[arg(long)]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Checks the configuration and the files it names.
     CheckConfig {
-        #[arg(long)]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rssh_mqtt::identity::{self, IdentityError};
 use rssh_proto::DeviceId;
@@ -16,6 +17,8 @@ use crate::{process, sock_diag};
 
 /// The server's binary; sshd executes itself again and needs an absolute path.
 const PROGRAM: &str = "/usr/sbin/sshd";
+/// How long sshd may take from its start until it listens.
+const STARTS_WITHIN: Duration = Duration::from_secs(10);
 /// The principal in host certificates, which agents pin by HostKeyAlias.
 pub const HOST_ALIAS: &str = "rssh-sshd";
 
@@ -192,7 +195,7 @@ pub fn render(config: &Config) -> Result<(), SshdError> {
 /// # Errors
 /// When sshd does not run, or the caller may not reach into its descriptors.
 pub fn nodelay(sshd: &Sshd) -> Result<(), SshdError> {
-    let running = running(sshd).ok_or_else(|| SshdError::NotRunning(pid_file(&sshd.dir)))?;
+    let running = started(sshd).ok_or_else(|| SshdError::NotRunning(pid_file(&sshd.dir)))?;
     let handle = running.process.handle().map_err(SshdError::Descriptors)?;
     let mut listening = Vec::new();
     for address in &sshd.listen {
@@ -207,6 +210,18 @@ pub fn nodelay(sshd: &Sshd) -> Result<(), SshdError> {
         }
     }
     Ok(())
+}
+
+/// The sshd that listens; waits for one that has just been started, which writes its process id when it listens.
+fn started(sshd: &Sshd) -> Option<process::Stat> {
+    let since = Instant::now();
+    loop {
+        let found = running(sshd);
+        if found.is_some() || since.elapsed() > STARTS_WITHIN {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The name of the socket that the authorize helper asks.
