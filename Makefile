@@ -16,14 +16,16 @@ help:
 	@echo 'make deny          check what we depend on: licenses, sources, what is banned'
 	@echo 'make build         build every program'
 	@echo 'make docs          build docs/ as a book into target/book, and check its links'
-	@echo 'make packages      install the Debian packages that the demo and the tests need'
+	@echo 'make packages      build the .deb and .rpm packages into target/packages; PROFILE=dev is faster'
+	@echo 'make package-check lintian, rpmlint and an install by rpm into an empty root'
+	@echo 'make debian-packages  install the Debian packages that the demo and the tests need'
 
-.PHONY: packages
-packages:
+.PHONY: debian-packages
+debian-packages:
 	@packaging/install-debian-packages
 
 .PHONY: build
-build: packages
+build: debian-packages
 	$(CARGO) build --locked --workspace --bins
 
 .PHONY: demo
@@ -38,7 +40,7 @@ test: build
 
 # The agent that devices get is a build of its own.
 .PHONY: bench
-bench: packages
+bench: debian-packages
 	$(CARGO) build --locked --release --workspace --bins
 	$(CARGO) build --locked --profile dist --package rssh-agentd
 	@target/release/rssh-bench $(BENCH)
@@ -68,6 +70,18 @@ recording: build
 docs:
 	@packaging/install-cargo-tools mdbook
 	@docs/build
+
+# cargo's profile for the packages.
+PROFILE ?= dist
+.PHONY: packages
+packages:
+	@packaging/install-cargo-tools cargo-deb cargo-generate-rpm
+	@PROFILE=$(PROFILE) packaging/build
+
+.PHONY: package-check
+package-check: packages
+	@packaging/test/deb
+	@packaging/test/rpm
 
 # The advisories come from the network: DENY=advisories, or DENY= for all.
 DENY ?= bans licenses sources
