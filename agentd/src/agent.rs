@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use crate::control;
 use crate::network;
 use crate::process::{Process, since_boot};
+use crate::renew;
 use crate::ssh::inherit::{Adopted, Inherited, Record};
 use crate::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop};
 use crate::tunnel::{Attempt, Command, DIAL_TIMEOUT, Policy, Tunnels};
@@ -75,9 +76,11 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
         ssh,
         inherited,
         settings,
+        renewable,
         generation,
         instance,
     } = prepared;
+    let renewing = tokio::spawn(renew::run(config.clone(), renewable));
     let (session, mut events, driver) = Session::new(settings);
     let driver = tokio::spawn(driver);
     let (happenings, mut happened) = mpsc::channel(HAPPENINGS);
@@ -131,6 +134,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
             }
         }
     };
+    renewing.abort();
     let commands = match leave {
         Leave::Closing => agent.tunnels.handle_shutdown(),
         Leave::Keeping => agent.tunnels.handle_departure(),

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use rssh_proto::duration::Span;
-use rssh_proto::{DeviceId, FailureKind};
+use rssh_proto::{DeviceId, Failure, FailureKind};
 use tracing::Level;
 
 use crate::config::Config;
 use crate::control::Order;
+use crate::enroll::{self, Enroll};
 use crate::{agent, ask, check, init};
 
 /// Where packages keep the configuration.
@@ -66,6 +67,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Makes this device one of an installation: its keys are made here, its certificates come from there.
+    Enroll(Enroll),
     /// Says whether a configuration can be used, and what is wrong with it.
     CheckConfig {
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
@@ -154,6 +157,17 @@ fn connected_or_not(exit: Exit) -> Result<(), Exit> {
     if exit.error.is_none() { Ok(()) } else { Err(exit) }
 }
 
+/// What a server has refused, with its kind's exit code; else a fault of the files here.
+fn refused(error: anyhow::Error) -> Exit {
+    let kind = error
+        .downcast_ref::<Failure>()
+        .map_or(FailureKind::Configuration, |failure| failure.kind);
+    Exit {
+        code: kind.exit_code(),
+        error: Some(error),
+    }
+}
+
 fn run(command: Command) -> Result<(), Exit> {
     match command {
         Command::Run { config } => {
@@ -176,6 +190,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::CheckConfig { config } => Config::load(&config)
             .map_err(misconfigured)
             .and_then(|config| config.check().map_err(misconfigured)),
+        Command::Enroll(args) => runtime()?.block_on(enroll::run(args)).map_err(refused),
         Command::Init { device, dir } => init::init(&device, &dir).map_err(failed),
     }
 }

@@ -11,7 +11,7 @@ use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::DeviceStatus;
 use rssh_proto::target::TargetName;
-use rssh_proto::{DeviceId, HostPort, Target};
+use rssh_proto::{DeviceId, HostPort, HttpsUrl, Target};
 use serde::Deserialize;
 
 use crate::ssh::version::{self, VersionError};
@@ -55,6 +55,8 @@ pub struct Config {
     /// Holds the password of the proxy's user, mode 0600.
     #[serde(default)]
     pub proxy_password_file: Option<PathBuf>,
+    /// Where the certificate is renewed; without it, nothing is.
+    pub url: Option<HttpsUrl>,
     pub mqtt: Mqtt,
     pub ssh: Ssh,
     #[serde(default)]

@@ -14,13 +14,38 @@ use rssh_proto::DeviceId;
 /// # Errors
 /// When the directory cannot be written, or ssh-keygen is missing or fails.
 pub fn init(device: &DeviceId, dir: &Path) -> anyhow::Result<()> {
+    make(dir)?;
+    Ok(request_certificate(
+        device.as_str(),
+        &dir.join("device.key"),
+        &dir.join("device.csr"),
+    )?)
+}
+
+/// Makes the directory, and the key of the device's ssh in it.
+///
+/// # Errors
+/// When the directory cannot be written, or ssh-keygen is missing or fails.
+pub fn make(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    request_certificate(device.as_str(), &dir.join("device.key"), &dir.join("device.csr"))?;
     let key = dir.join("ssh_key");
     if !key.exists() {
         generate(&key)?;
     }
     Ok(())
+}
+
+/// Reads a public key file: its type and key, without the comment.
+///
+/// # Errors
+/// When it cannot be read or holds no key.
+pub fn public_key(path: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut words = text.split_whitespace();
+    match (words.next(), words.next()) {
+        (Some(kind), Some(key)) => Ok(format!("{kind} {key}")),
+        _ => bail!("{} holds no public key", path.display()),
+    }
 }
 
 /// Runs `ssh-keygen` for an ed25519 key without a passphrase or a comment.

@@ -49,7 +49,8 @@ Exit codes:
 
 Files:
   ~/.config/rssh/profile.toml  who you are and where the servers are
-  ~/.cache/rssh/names/         host names that still admit connections";
+  ~/.cache/rssh/names/         host names that still admit connections
+  ~/.local/state/rssh/ssh/     a key for ssh, and its certificate for each device";
 
 /// Opens shells and TCP services on devices behind NAT, on demand.
 ///
@@ -112,6 +113,8 @@ pub enum Command {
     Exec(ExecArgs),
     Share(ShareArgs),
     Web(WebArgs),
+    Certify(CertifyArgs),
+    Login(LoginArgs),
     Init(InitArgs),
     Config(ConfigArgs),
     KnownHosts(KnownHostsArgs),

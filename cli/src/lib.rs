@@ -13,6 +13,7 @@ use clap::Parser as _;
 
 pub mod args;
 pub mod cache;
+pub mod certificate;
 pub mod cmd;
 pub mod complete;
 pub mod control;
@@ -88,12 +89,14 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Command::Ls(args) => block_on(cmd::ls::run(common, args)),
         Command::Watch(args) => block_on(cmd::watch::run(common, args)),
         Command::Proxy(args) => block_on(cmd::proxy::run(common, args)),
-        Command::Ssh(args) => cmd::ssh::run(common, args),
+        Command::Ssh(args) => block_on(cmd::ssh::run(common, args)),
         Command::Forward(args) => block_on(cmd::forward::run(common, args)),
         Command::Exec(args) => block_on(cmd::exec::run(common, args)),
         Command::Share(args) => block_on(cmd::share::share(common, args)),
         Command::Web(args) => block_on(cmd::share::web(common, args)),
         Command::Init(args) => cmd::init::run(common, args),
+        Command::Certify(args) => block_on(cmd::certify::run(common, args)),
+        Command::Login(args) => block_on(cmd::login::run(common, args)),
         Command::Config(args) => cmd::config::run(common, args),
         Command::KnownHosts(args) => block_on(cmd::known_hosts::run(common, args)),
         Command::Completions(args) => complete::register(args.shell),

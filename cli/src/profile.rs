@@ -20,7 +20,9 @@ use crate::error::Error;
 pub enum ProfileError {
     #[error("there is no home directory to look for a profile in; set HOME, or name one with --profile")]
     Homeless,
-    #[error("no profile at {0}; make a key with: rssh init --user NAME, and ask your administrator for the rest")]
+    #[error(
+        "no profile at {0}; ask your administrator for a token, and make one with: rssh login URL (or, without a token, with rssh init)"
+    )]
     Missing(PathBuf),
     #[error("cannot read the profile {path}: {source}")]
     Read { path: PathBuf, source: io::Error },

@@ -77,6 +77,14 @@ impl Proxy {
         command
     }
 
+    /// The command that succeeds where there is a certificate for a host, which is quoted already.
+    pub fn certify(&self, host: &str) -> OsString {
+        let mut command = self.start();
+        command.push(format!(" --quiet certify {host}"));
+        command
+    }
+
+    /// This program with its profile, as the shell takes it.
     fn start(&self) -> OsString {
         let mut command = quoted(self.program.as_os_str());
         if let Some(profile) = &self.profile {

@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use rssh_proto::DeviceId;
 
 use crate::args::HOSTS;
+use crate::certificate::identities;
 use crate::ssh::Proxy;
 
 /// Says where a line came from, and how it goes.
@@ -15,12 +17,18 @@ const REMARK: &str = "# Devices by name; taken away by: rssh config ssh --remove
 ///
 /// `HostName %h` keeps a `HostName` of the user's own from changing `%h`; between single quotes, the one character of
 /// a host name that could reach the shell (CVE-2023-51385) is the single quote itself, and no such name matches.
-pub fn hosts(proxy: &Proxy, devices: &[DeviceId]) -> Option<Vec<u8>> {
+///
+/// `Match exec` runs before ssh reads any key: by then there is a certificate, or the block does not count.
+pub fn hosts(proxy: &Proxy, devices: &[DeviceId], certificates: Option<&Path>) -> Option<Vec<u8>> {
     let command = proxy.command("'%h'");
     if command.as_bytes().contains(&b'\n') {
         return None;
     }
     let mut file = b"# Written by rssh config ssh --install, which also replaces it.\n".to_vec();
+    // First: with the certificate have come the host keys, and ssh takes the first command for those that it finds.
+    if let Some(directory) = certificates {
+        file.extend(certified(proxy, devices, directory)?);
+    }
     for device in devices {
         file.extend(format!("\nHost {device} {device}{HOSTS}\n    HostKeyAlias {device}\n").bytes());
     }
@@ -35,6 +43,30 @@ pub fn hosts(proxy: &Proxy, devices: &[DeviceId]) -> Option<Vec<u8>> {
     file.extend_from_slice(proxy.known_hosts().as_bytes());
     file.push(b'\n');
     Some(file)
+}
+
+/// The block that counts where there is a certificate for the device.
+fn certified(proxy: &Proxy, devices: &[DeviceId], directory: &Path) -> Option<Vec<u8>> {
+    let (certify, directory) = (proxy.certify("'%n'"), directory.to_str()?);
+    let broken = |bytes: &[u8]| bytes.contains(&b'\n') || bytes.contains(&b'"');
+    if broken(certify.as_bytes()) || broken(directory.as_bytes()) {
+        return None;
+    }
+    let literal = directory.replace('%', "%%");
+    let mut block = format!("\nMatch originalhost \"!*'*,*{HOSTS}").into_bytes();
+    for device in devices {
+        block.extend(format!(",{device}").bytes());
+    }
+    block.extend_from_slice(b"\" exec \"");
+    block.extend_from_slice(certify.as_bytes());
+    block.extend(format!("\"\n    CertificateFile \"{literal}/%n-cert.pub\"\n").bytes());
+    for identity in identities(Path::new(directory)) {
+        let identity = identity.to_str()?.replace('%', "%%");
+        block.extend(format!("    IdentityFile \"{identity}\"\n").bytes());
+    }
+    block.extend_from_slice(b"    IgnoreUnknown KnownHostsCommand\n");
+    block.extend(format!("    KnownHostsCommand /bin/cat \"{literal}/%n.known_hosts\"\n").bytes());
+    Some(block)
 }
 
 /// The line that includes the file of hosts.

@@ -183,6 +183,14 @@ fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError>
 /// # Errors
 /// When the files cannot be read or written.
 pub fn request_certificate(cn: &str, key: &Path, request: &Path) -> Result<(), IdentityError> {
+    write_public(request, certificate_request(cn, key)?.as_bytes())
+}
+
+/// Makes a private key at `key` unless one is there, and returns a request for a certificate with this CN in PEM form.
+///
+/// # Errors
+/// When the key cannot be read or written.
+pub fn certificate_request(cn: &str, key: &Path) -> Result<String, IdentityError> {
     let pair = if key.exists() {
         let pem = read_secret(key)?;
         rcgen::KeyPair::from_pem(&String::from_utf8_lossy(&pem))?
@@ -194,6 +202,5 @@ pub fn request_certificate(cn: &str, key: &Path, request: &Path) -> Result<(), I
     let mut parameters = rcgen::CertificateParams::default();
     parameters.distinguished_name = rcgen::DistinguishedName::new();
     parameters.distinguished_name.push(rcgen::DnType::CommonName, cn);
-    let pem = parameters.serialize_request(&pair)?.pem()?;
-    write_public(request, pem.as_bytes())
+    Ok(parameters.serialize_request(&pair)?.pem()?)
 }

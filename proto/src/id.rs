@@ -109,11 +109,11 @@ text_id!(
     GroupId, "group", "a-z, 0-9 and -, at most 63 characters, not starting with -", is_label
 );
 text_id!(
-    /// A login account on a device.
-    Account, "account", "a-z, 0-9, _ and -, at most 32 characters, starting with a letter or _",
+    /// A login account on a device: nothing that ssh, or a list of principals, could take for more.
+    Account, "account", "letters, digits, _, . and -, at most 32, not starting with . or -",
     |text| (1..=32).contains(&text.len())
-        && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-        && text.bytes().all(|b| lower_or_digit(b) || b == b'_' || b == b'-')
+        && !text.starts_with(['-', '.'])
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 );
 text_id!(
     /// A server: short enough for a signed name to fit one DNS label.
@@ -289,6 +289,27 @@ mod tests {
         assert!("s1".parse::<ServerId>().is_ok());
         assert!("1s".parse::<ServerId>().is_err());
         assert!("a".repeat(13).parse::<ServerId>().is_err());
+    }
+
+    #[test]
+    fn an_account_is_one_principal_and_never_an_option() {
+        for good in ["root", "pi", "svc_1", "a.b-c", "_apt"] {
+            assert!(good.parse::<Account>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "-l",
+            ".x",
+            "a,root",
+            "a b",
+            "a@b",
+            "a\n",
+            "%u",
+            "*",
+            &"a".repeat(33),
+        ] {
+            assert!(bad.parse::<Account>().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

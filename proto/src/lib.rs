@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod claim;
 pub mod duration;
+pub mod enrolment;
 pub mod failure;
 pub mod id;
 pub mod name;

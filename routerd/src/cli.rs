@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use rssh_mqtt::identity;
-use rssh_proto::RouterId;
+use rssh_proto::{HttpsUrl, RouterId};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError};
@@ -39,6 +39,19 @@ enum Verb {
         /// Where router.key and router.csr go.
         #[arg(long)]
         dir: PathBuf,
+    },
+    /// Makes this router one of an installation: its key is made here, its certificate and the name keys' master come
+    /// from there.
+    Join {
+        /// Where the installation answers: https://HOST[:PORT]
+        url: HttpsUrl,
+        /// Where router.key, router.pem, name-master, servers-ca.pem and users-ca.pem go.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Read the one-time token from this file, which only its owner may read, and not from a prompt or standard
+        /// input.
+        #[arg(long)]
+        token_file: Option<PathBuf>,
     },
     /// Writes haproxy.cfg and its maps from the last good registry, so that HAProxy can start.
     Render {
@@ -79,6 +92,10 @@ pub fn main(args: Args) -> ExitCode {
 fn execute(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Init { router, dir } => init(&router, &dir),
+        Verb::Join { url, dir, token_file } => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(crate::join::run(url, &dir, token_file.as_deref())),
         Verb::Render { config } => render(Config::load(&config)?),
         Verb::CheckConfig { config } => check(&Config::load(&config)?),
         Verb::Run { config } => {

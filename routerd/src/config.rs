@@ -9,7 +9,7 @@ use rssh_mqtt::toml_file::{self, FileError};
 use rssh_mqtt::{IdentityFiles, identity};
 use rssh_proto::duration::Span;
 use rssh_proto::name::{NameMaster, ProxyDomain};
-use rssh_proto::{HostPort, RouterId};
+use rssh_proto::{HostPort, HttpsUrl, RouterId};
 use serde::Deserialize;
 
 /// Why a configuration cannot be used.
@@ -111,6 +111,9 @@ impl fmt::Display for LogTarget {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
     pub router: RouterId,
+    /// Where the certificate is renewed; without it, nothing is.
+    #[serde(default)]
+    pub url: Option<HttpsUrl>,
     /// What survives a restart: the last good registry.
     pub state_dir: PathBuf,
     /// The master of the servers' name keys, mode 0600.

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use rssh_mqtt::{Dial, Event, Identity, Message, Publish, Session, Settings, Will};
+use rssh_mqtt::renewal::{self, Renewable};
+use rssh_mqtt::{Dial, Event, IdentityFiles, Message, Publish, Session, Settings, Will};
+use rssh_proto::enrolment::Renew;
 use rssh_proto::payload::{Presence, RouterStatus, ServerState, ServerStatus, V1};
 use rssh_proto::topic::{Topic, filter};
-use rssh_proto::{ServerId, payload};
+use rssh_proto::{HttpsUrl, ServerId, payload};
 use rssh_stores::{Postgres, Redis};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout};
@@ -82,7 +84,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let database = Postgres::parse(&config.database.url)
         .context("database.url in the configuration is not usable")?
         .map(|host| host.application_name("rssh-routerd"));
-    let (session, mut events, driver) = Session::new(mqtt_settings(&config)?);
+    let renewable = Renewable::load(&config.mqtt.identity())?;
+    let (session, mut events, driver) = Session::new(mqtt_settings(&config, &renewable)?);
     let driver = tokio::spawn(driver);
     let shared = Shared::default();
     let (sender, mut readings) = mpsc::channel(WAITING);
@@ -91,6 +94,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let log = log::listen(&config.haproxy.dir, shared_socket).context("cannot open the socket for HAProxy's log")?;
     let tasks = [
         tokio::spawn(log::run(log, config.router.to_string(), database.clone())),
+        tokio::spawn(renew(config.url.clone(), config.mqtt.identity(), renewable)),
         tokio::spawn(source::redis::run(redis, every, sender.clone())),
         tokio::spawn(source::postgres::revocations(database.clone(), sender.clone())),
         tokio::spawn(source::postgres::run(
@@ -155,13 +159,21 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     Ok(())
 }
 
-fn mqtt_settings(config: &Config) -> anyhow::Result<Settings> {
-    let identity = Identity::load(&config.mqtt.identity())?;
+/// Renews the router's certificate, for ever.
+async fn renew(url: Option<HttpsUrl>, files: IdentityFiles, renewable: Arc<Renewable>) {
+    let Some(url) = url else { return };
+    renewal::keep(renewable, |_| async {
+        renewal::renew(&url, None, &files, Renew::default()).await.map(drop)
+    })
+    .await;
+}
+
+fn mqtt_settings(config: &Config, renewable: &Arc<Renewable>) -> anyhow::Result<Settings> {
     let topic = Topic::RouterStatus(config.router.clone()).to_string();
     let offline = payload::encode(&status(Presence::Offline));
     Ok(Settings {
         brokers: config.mqtt.brokers.clone(),
-        tls: Arc::new(identity.client_config()?),
+        tls: Arc::new(renewable.client_config()?),
         cn: config.router.to_string(),
         keep_alive: config.mqtt.keep_alive.duration(),
         inflight: 16,

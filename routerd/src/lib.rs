@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod files;
+pub mod join;
 pub mod log;
 pub mod plan;
 pub mod render;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::token::Scope;
 use clap::{Args, Parser, Subcommand};
 use rssh_proto::duration::Span;
-use rssh_proto::{DeviceId, RouterId, ServerId, Tag, UserId};
+use rssh_proto::{DeviceId, HttpsUrl, RouterId, ServerId, Tag, UserId};
 
 pub use authorization::{Audit, AuditCommand, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member};
 
@@ -39,6 +39,16 @@ pub enum Command {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Make this server one of an installation: its keys are made here, its certificates come from there
+    Join {
+        /// Where the installation answers: https://HOST[:PORT]
+        url: HttpsUrl,
+        #[command(flatten)]
+        at: WithConfig,
+        /// Read the one-time token from this file, which only its owner may read, and not from a prompt or standard input
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
     },
     /// Check the configuration and exit
     CheckConfig(WithConfig),
@@ -152,6 +162,15 @@ pub enum Server {
         #[arg(long)]
         id: Option<ServerId>,
     },
+    /// Print a one-time token with which a server joins
+    Add {
+        /// The id; drawn at random when absent
+        id: Option<ServerId>,
+        #[command(flatten)]
+        at: WithConfig,
+        #[command(flatten)]
+        offer: Offer,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -162,29 +181,24 @@ pub enum Sshd {
 
 #[derive(Debug, Subcommand)]
 pub enum Router {
-    /// Register a router and sign its certificate
+    /// Print a one-time token with which a router joins; or, with its request, sign its certificate here
     Add {
         id: RouterId,
         #[command(flatten)]
         at: WithConfig,
         #[command(flatten)]
-        request: Request,
+        offer: Offer,
+        #[command(flatten)]
+        request: Carried,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Device {
-    /// Register a device and sign its certificate
-    Add {
-        id: DeviceId,
-        #[command(flatten)]
-        at: WithConfig,
-        #[command(flatten)]
-        request: Request,
-        /// The public key that the device's ssh logs in with
-        #[arg(long, value_name = "FILE")]
-        ssh_key: PathBuf,
-    },
+    /// Print a one-time token with which a device enrols; or, with its request, sign its certificate here
+    ///
+    /// Without an id it is a fleet's token: each device that has it names itself.
+    Add(DeviceAdd),
     /// Tag a device, and end the tunnels that no grant covers any more
     Tag {
         id: DeviceId,
@@ -222,15 +236,38 @@ pub enum Device {
     },
 }
 
+#[derive(Debug, Args)]
+pub struct DeviceAdd {
+    #[arg(required_unless_present = "uses")]
+    pub id: Option<DeviceId>,
+    #[command(flatten)]
+    pub at: WithConfig,
+    #[command(flatten)]
+    pub offer: Offer,
+    /// What the device is for, or where it stands; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub tag: Vec<Tag>,
+    /// How many devices may enrol with it
+    #[arg(long, value_name = "N", conflicts_with = "id", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub uses: Option<u32>,
+    #[command(flatten)]
+    pub request: Carried,
+    /// The public key that the device's ssh logs in with
+    #[arg(long, value_name = "FILE", requires = "csr")]
+    pub ssh_key: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum User {
-    /// Register a user and sign the user's certificate
+    /// Print a one-time token with which a user logs in for the first time; or, with the request, sign the certificate here
     Add {
         name: UserId,
         #[command(flatten)]
         at: WithConfig,
         #[command(flatten)]
-        request: Request,
+        offer: Offer,
+        #[command(flatten)]
+        request: Carried,
     },
     /// Limit a user
     Limit {
@@ -302,13 +339,50 @@ pub enum Token {
     },
 }
 
-/// A certificate request and where its answer goes.
+/// A one-time token that is to be printed.
 #[derive(Debug, Args)]
-pub struct Request {
-    /// The certificate request, which names the same id
-    #[arg(long, value_name = "FILE")]
-    pub csr: PathBuf,
+pub struct Offer {
+    /// How long the token may be used
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub expires: Span,
+}
+
+/// A certificate request that was carried here, if one was.
+#[derive(Debug, Args)]
+pub struct Carried {
+    /// The certificate request, which names the same id; without one, a token is printed
+    #[arg(long, value_name = "FILE", requires = "cert_out")]
+    csr: Option<PathBuf>,
     /// Where the certificate goes
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "csr")]
+    cert_out: Option<PathBuf>,
+}
+
+impl Carried {
+    /// The request, and where its answer goes.
+    pub fn request(self) -> Option<Request> {
+        Some(Request {
+            csr: self.csr?,
+            cert_out: self.cert_out?,
+        })
+    }
+}
+
+/// A certificate request and where its answer goes.
+#[derive(Debug)]
+pub struct Request {
+    pub csr: PathBuf,
     pub cert_out: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_argument_is_consistent() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rssh_mqtt::identity::{self, IdentityError};
 use rssh_mqtt::{Dial, Event, Identity, Publish, PublishError, Session, Settings};
+use rssh_proto::id::random_hex;
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{DeviceId, HostPort, RouterId, ServerId, UserId};
 use serde::{Deserialize, Serialize};
@@ -230,7 +231,8 @@ struct Responses {
 
 #[derive(Debug, Deserialize)]
 struct Response {
-    command: String,
+    #[serde(default, rename = "correlationData")]
+    correlation_data: Option<String>,
     #[serde(default)]
     error: Option<String>,
 }
@@ -319,6 +321,10 @@ impl Administrator {
     }
 
     async fn command(&mut self, client: &Client, command: serde_json::Value) -> Result<(), BrokerError> {
+        // The plugin sends it back: answers to other administrators come here too.
+        let ours = random_hex::<8>();
+        let mut command = command;
+        command["correlationData"] = ours.as_str().into();
         let payload = json!({"commands": [command]}).to_string().into_bytes();
         self.session.publish(Publish::new(CONTROL, payload)).await?;
         loop {
@@ -329,13 +335,12 @@ impl Administrator {
                 Ok(Some(Event::Down(down))) => return Err(BrokerError::Away(down.to_string())),
                 Ok(None) | Err(_) => return Err(BrokerError::Silent),
             };
-            // Answers to other administrators come here too; only the order tells them apart, by the command's name.
             let Ok(Responses { responses }) = serde_json::from_slice(&message.payload) else {
                 continue;
             };
             let Some(response) = responses
                 .into_iter()
-                .find(|response| Some(response.command.as_str()) == command["command"].as_str())
+                .find(|response| response.correlation_data.as_deref() == Some(&ours))
             else {
                 continue;
             };

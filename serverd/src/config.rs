@@ -9,7 +9,7 @@ use rssh_mqtt::toml_file::{self, FileError};
 use rssh_proto::duration::Span;
 use rssh_proto::name::ProxyDomain;
 use rssh_proto::text::quoted;
-use rssh_proto::{HostPort, HttpsUrl};
+use rssh_proto::{Account, HostPort, HttpsUrl};
 use serde::Deserialize;
 
 use crate::store::Quotas;
@@ -54,6 +54,9 @@ pub struct Public {
     pub port: u16,
     /// The load balancer's TLS port for bearer names, which anyone may use who has one. Without it nothing is shared.
     pub bearer_port: Option<u16>,
+    /// Where users' connections go, where that is not the domain itself.
+    #[serde(default)]
+    pub lb: Vec<HostPort>,
     /// The load balancers' addresses for devices' ssh.
     pub ssh: Vec<HostPort>,
 }
@@ -96,7 +99,8 @@ fn default_ttl() -> Span {
 pub struct Mqtt {
     /// This server holds a session with each of them: devices and users hold one with any.
     pub brokers: Vec<HostPort>,
-    pub ca: PathBuf,
+    /// The servers' CA; the copy that enrolment brings, when absent.
+    pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
 }
@@ -224,6 +228,41 @@ impl Limits {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Admin {
     pub pki: PathBuf,
+    /// The program that signs with the authorities' keys, where those are not in the directory.
+    pub signer: Option<PathBuf>,
+    /// The socket of an agent that holds the keys of the SSH authorities, where those are not in the directory.
+    pub ssh_agent: Option<PathBuf>,
+    /// How long an identity's certificate lives.
+    #[serde(default = "default_lifetime")]
+    pub lifetime: Span,
+    /// The accounts on devices that a grant stands for where it names none.
+    #[serde(default)]
+    pub accounts: Vec<Account>,
+    /// How long a user's SSH certificate lives.
+    #[serde(default = "default_ssh_lifetime")]
+    pub ssh_lifetime: Span,
+}
+
+impl Admin {
+    /// Authorities with their keys in this directory.
+    pub fn at(pki: &Path) -> Self {
+        Self {
+            pki: pki.to_owned(),
+            signer: None,
+            ssh_agent: None,
+            accounts: Vec::new(),
+            lifetime: default_lifetime(),
+            ssh_lifetime: default_ssh_lifetime(),
+        }
+    }
+}
+
+fn default_lifetime() -> Span {
+    Span::seconds(90 * 86_400)
+}
+
+fn default_ssh_lifetime() -> Span {
+    Span::seconds(3600)
 }
 
 /// An inclusive range of ports, written `20000-29999`.
@@ -303,6 +342,11 @@ impl Config {
         if self.sshd.listen.is_empty() {
             return Some("sshd.listen names no address".into());
         }
+        if let Some(admin) = &self.admin
+            && (admin.lifetime < Span::seconds(10) || admin.ssh_lifetime < Span::seconds(10))
+        {
+            return Some("admin.lifetime and admin.ssh-lifetime must be 10s at least".into());
+        }
         // These paths become words of sshd's configuration and of a command in it.
         for (name, path) in [
             ("state-dir", &self.state_dir),
@@ -323,7 +367,7 @@ impl Config {
     /// This server's TLS identity.
     pub fn identity(&self) -> IdentityFiles {
         IdentityFiles {
-            ca: self.mqtt.ca.clone(),
+            ca: self.servers_ca(),
             cert: self
                 .mqtt
                 .cert
@@ -337,10 +381,15 @@ impl Config {
         }
     }
 
+    fn servers_ca(&self) -> PathBuf {
+        let copy = || crate::pki::ca_file(&self.trust(), crate::pki::Domain::Servers);
+        self.mqtt.ca.clone().unwrap_or_else(copy)
+    }
+
     /// The TLS identity with which this server answers HTTPS.
     pub fn https_identity(&self) -> IdentityFiles {
         IdentityFiles {
-            ca: self.mqtt.ca.clone(),
+            ca: self.servers_ca(),
             cert: self.state_dir.join("https.pem"),
             key: self.state_dir.join("https.key"),
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rssh_mqtt::renewal::Renewable;
 use rssh_mqtt::{Dial, Event, Identity, Message, Session, Settings, Will};
 use rssh_proto::audit::Event as Audited;
 use rssh_proto::payload::{self, DeviceEvent, DeviceStatus, Request, ServerRequest, ServerState};
@@ -24,7 +25,8 @@ use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
 use crate::{
-    address, audit, capacity, control, devices, failover, http, landing, local, peers, requests, sessions, sshd, web,
+    address, audit, capacity, control, devices, failover, http, landing, local, peers, renewal, requests, sessions,
+    sshd, web,
 };
 
 /// How many messages are worked on at once; more wait at the broker.
@@ -44,7 +46,8 @@ pub async fn run(config: Config) -> Result<()> {
     let _lock = home.lock()?;
     let name_key = home.name_key()?;
     let identity = Identity::load(&config.identity())?;
-    let signer = Signer::new(&identity)?;
+    let renewable = Renewable::load(&config.identity())?;
+    let signer = Signer::new(&identity, renewable.clone())?;
     let account = nix::unistd::User::from_name(&config.sshd.user)
         .ok()
         .flatten()
@@ -69,7 +72,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (audit, sealer) = audit::recorder(id.as_str());
     let floods = Floods::new(config.limits.user_requests_per_second);
     let (watcher, ended) = Watcher::start()?;
-    let (session, events, mqtt) = Session::new(mqtt_settings(&config, &identity, &id, generation, &instance)?);
+    let (session, events, mqtt) = Session::new(mqtt_settings(&config, &renewable, &id, generation, &instance)?);
     let server = Arc::new(Server {
         id,
         generation,
@@ -119,7 +122,9 @@ pub async fn run(config: Config) -> Result<()> {
         watching,
     ];
     let mut serving = tokio::spawn(http::serve(server.clone(), health));
+    let acceptor = door.as_ref().map(web::Door::acceptor);
     let https = door.map(|door| tokio::spawn(web::serve(server.clone(), door)));
+    let renewing = tokio::spawn(renewal::run(server.config.clone(), renewable, acceptor));
     let mut controlled = tokio::spawn(control::serve(server.clone(), orders));
     let mut registered = tokio::spawn(registry::run(server.clone(), signer));
     tracing::info!(server = %server.id, generation = %server.generation, "serving");
@@ -149,7 +154,7 @@ pub async fn run(config: Config) -> Result<()> {
     controlled.abort();
     registry::leave(&server).await;
     server.session.goodbye();
-    for task in tasks.into_iter().chain(https) {
+    for task in tasks.into_iter().chain(https).chain([renewing]) {
         task.abort();
     }
     outcome
@@ -199,7 +204,7 @@ async fn take_id(store: &Store, id: &ServerId, ttl: Duration) -> Result<Generati
 
 fn mqtt_settings(
     config: &Config,
-    identity: &Identity,
+    renewable: &Arc<Renewable>,
     id: &ServerId,
     generation: Generation,
     instance: &InstanceId,
@@ -215,7 +220,7 @@ fn mqtt_settings(
     };
     Ok(Settings {
         brokers: config.mqtt.brokers.clone(),
-        tls: Arc::new(identity.client_config()?),
+        tls: Arc::new(renewable.client_config()?),
         cn: id.to_string(),
         keep_alive: Duration::from_secs(15),
         inflight: 4096,

@@ -134,7 +134,7 @@ impl Home {
 }
 
 /// An id of one letter and forty random bits.
-fn draw_id() -> ServerId {
+pub fn draw_id() -> ServerId {
     format!("s{}", random_hex::<5>())
         .parse()
         .expect("a letter and ten hexadecimal digits are a server id")

@@ -4,24 +4,31 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rssh_mqtt::identity::{self, IdentityError};
+use rssh_proto::enrolment::Trust;
 use rssh_proto::id::random_hex;
 use rssh_proto::text::quoted;
-use rssh_proto::{NameMaster, name::NameError};
+use rssh_proto::{NameMaster, UserId, name::NameError};
 
 use crate::clock::{self, UnixTime};
-use crate::ssh_keygen::{self, KeygenError};
+use crate::config::Admin;
+use crate::signer::{Key, Signer, SignerError};
+use crate::ssh_keygen::{self, Certify, KeygenError, PublicKey};
+use crate::sshd::HOST_ALIAS;
 
 /// How long a CA lives, in days.
 const CA_DAYS: i64 = 3650;
-/// How long an identity's certificate lives, in days.
-const LEAF_DAYS: i64 = 90;
-/// How far a certificate's start lies back, in seconds: clocks differ.
+/// How long the certificate of the broker or of HAProxy lives, in days: nothing renews it by itself.
+const TLS_DAYS: i64 = 365;
+/// Seconds of a day.
+const DAY: i64 = 86_400;
+/// How far a certificate's start lies back at most, in seconds: clocks differ.
 const BACKDATE: i64 = 3600;
 
 /// Why the authorities cannot do what was asked.
@@ -39,6 +46,8 @@ pub enum PkiError {
     OtherName { found: String, wanted: String },
     #[error("certificate: {0}")]
     Certificate(#[from] rcgen::Error),
+    #[error(transparent)]
+    Signer(#[from] SignerError),
     #[error(transparent)]
     Keygen(#[from] KeygenError),
     #[error("{path}: {source}")]
@@ -105,7 +114,11 @@ impl CertificateRequest {
         self.0.public_key.der_bytes()
     }
 
-    fn check(&self, id: &str) -> Result<(), PkiError> {
+    /// Makes sure that it was made for this id.
+    ///
+    /// # Errors
+    /// When its CN is another.
+    pub fn check(&self, id: &str) -> Result<(), PkiError> {
         let found = match self.0.params.distinguished_name.get(&DnType::CommonName) {
             Some(rcgen::DnValue::Utf8String(cn)) => cn.clone(),
             Some(rcgen::DnValue::PrintableString(cn)) => cn.as_str().to_owned(),
@@ -125,12 +138,26 @@ impl CertificateRequest {
 /// The directory of the authorities.
 pub struct Pki {
     dir: PathBuf,
+    signer: Option<PathBuf>,
+    ssh_agent: Option<PathBuf>,
+    /// How long identities' certificates live, in seconds.
+    lifetime: i64,
 }
 
 impl Pki {
-    /// The authorities in this directory.
+    /// The authorities in this directory, with their keys.
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self::new(&Admin::at(dir))
+    }
+
+    /// The authorities of a configuration.
+    pub fn new(admin: &Admin) -> Self {
+        Self {
+            dir: admin.pki.clone(),
+            signer: admin.signer.clone(),
+            ssh_agent: admin.ssh_agent.clone(),
+            lifetime: i64::try_from(admin.lifetime.duration().as_secs()).unwrap_or(i64::MAX / 2),
+        }
     }
 
     /// Makes all authorities, and the certificate of the broker's administrator.
@@ -149,7 +176,7 @@ impl Pki {
         let mut all = String::new();
         for domain in Domain::ALL {
             let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-            let mut params = named(&format!("rssh {} CA", domain.name()), CA_DAYS);
+            let mut params = named(&format!("rssh {} CA", domain.name()), CA_DAYS * DAY);
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             let pem = params.self_signed(&key)?.pem();
@@ -166,6 +193,7 @@ impl Pki {
             &self.dir.join("known_hosts"),
             format!("@cert-authority {ssh_host_name} {host_ca}\n").as_bytes(),
         )?;
+        ssh_keygen::generate(&self.ssh_user_ca(), "rssh user CA")?;
         let request = self.dir.join("admin.csr");
         identity::request_certificate(ADMIN, &self.dir.join("admin.key"), &request)?;
         let admin = self.issue(Domain::Servers, ADMIN, &CertificateRequest::read(&request)?)?;
@@ -177,10 +205,9 @@ impl Pki {
     /// Signs a certificate request: the subject is the id alone, whatever else the request asks for.
     ///
     /// # Errors
-    /// When the request is not one, is for another name, or the authority's key cannot be read.
+    /// When the authority does not sign.
     pub fn issue(&self, domain: Domain, id: &str, request: &CertificateRequest) -> Result<Issued, PkiError> {
-        request.check(id)?;
-        let mut params = named(id, LEAF_DAYS);
+        let mut params = named(id, self.lifetime);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(domain, params, |params, issuer| {
@@ -192,10 +219,9 @@ impl Pki {
     /// follows it, for clients that know no more than its fingerprint.
     ///
     /// # Errors
-    /// When the request is for another name, or the host is none.
+    /// When the host is none, or the authority does not sign.
     pub fn issue_https(&self, id: &str, host: &str, request: &CertificateRequest) -> Result<Issued, PkiError> {
-        request.check(id)?;
-        let mut params = named(id, LEAF_DAYS);
+        let mut params = named(id, self.lifetime);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.subject_alt_names = vec![match host.parse() {
@@ -214,19 +240,63 @@ impl Pki {
         Ok(std::fs::read_to_string(&path).map_err(|source| IdentityError::Read { path, source })?)
     }
 
-    /// Copies the public halves of the authorities to where a server reads them.
+    /// The public halves of all authorities.
     ///
     /// # Errors
-    /// When one cannot be read or written.
-    pub fn publish(&self, to: &Path) -> Result<(), PkiError> {
-        std::fs::create_dir_all(to).map_err(|source| PkiError::Directory {
-            path: to.to_owned(),
-            source,
-        })?;
-        for domain in Domain::ALL {
-            identity::write_public(&ca_file(to, domain), self.read_ca(domain)?.as_bytes())?;
+    /// When one cannot be read.
+    pub fn trust(&self) -> Result<Trust, PkiError> {
+        let path = self.dir.join("known_hosts");
+        let known_hosts = std::fs::read_to_string(&path).map_err(|source| IdentityError::Read { path, source })?;
+        Ok(Trust {
+            servers_ca: self.read_ca(Domain::Servers)?,
+            devices_ca: self.read_ca(Domain::Devices)?,
+            users_ca: self.read_ca(Domain::Users)?,
+            known_hosts,
+            user_ca: ssh_keygen::public_key(&self.ssh_user_ca().with_extension("pub"))?.to_string(),
+        })
+    }
+
+    /// Certifies the host key of a server's sshd, in OpenSSH's form.
+    ///
+    /// # Errors
+    /// When ssh-keygen does not sign.
+    pub fn certify_host(&self, id: &str, key: &PublicKey) -> Result<String, PkiError> {
+        let authority = self.ssh_authority(self.ssh_host_ca());
+        Ok(ssh_keygen::certify(
+            &authority,
+            key,
+            &Certify::Host { id, name: HOST_ALIAS },
+        )?)
+    }
+
+    /// Certifies a user's key for some principals and for a while, in OpenSSH's form.
+    ///
+    /// # Errors
+    /// When ssh-keygen does not sign.
+    pub fn certify_user(
+        &self,
+        user: &UserId,
+        principals: &[String],
+        lives: Duration,
+        key: &PublicKey,
+    ) -> Result<String, PkiError> {
+        let authority = self.ssh_authority(self.ssh_user_ca());
+        let what = Certify::User {
+            id: user.as_str(),
+            principals,
+            lives,
+        };
+        Ok(ssh_keygen::certify(&authority, key, &what)?)
+    }
+
+    fn ssh_authority(&self, key: PathBuf) -> ssh_keygen::Authority {
+        match &self.ssh_agent {
+            Some(socket) => ssh_keygen::Authority::Agent {
+                public: key.with_extension("pub"),
+                socket: socket.clone(),
+            },
+            None => ssh_keygen::Authority::File(key),
         }
-        Ok(())
     }
 
     /// Makes a key and a certificate for a TLS server: the broker, or HAProxy.
@@ -236,7 +306,7 @@ impl Pki {
     pub fn issue_tls(&self, names: &[String], addresses: &[IpAddr]) -> Result<(Issued, String), PkiError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let cn = names.first().map_or("rssh", String::as_str);
-        let mut params = named(cn, LEAF_DAYS);
+        let mut params = named(cn, TLS_DAYS * DAY);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in names {
@@ -255,11 +325,17 @@ impl Pki {
         &self,
         domain: Domain,
         params: CertificateParams,
-        with: impl FnOnce(CertificateParams, &Issuer<'_, KeyPair>) -> Result<rcgen::Certificate, rcgen::Error>,
+        with: impl FnOnce(CertificateParams, &Issuer<'_, Key>) -> Result<rcgen::Certificate, rcgen::Error>,
     ) -> Result<Issued, PkiError> {
-        let key = identity::read_secret(&self.ca_key(domain))?;
-        let key = KeyPair::from_pem(&String::from_utf8_lossy(&key))?;
-        let issuer = Issuer::from_ca_cert_pem(&self.read_ca(domain)?, key)?;
+        let ca = self.read_ca(domain)?;
+        let key = match &self.signer {
+            Some(program) => Key::Signer(Signer::new(program, domain.name(), &ca)?),
+            None => {
+                let key = identity::read_secret(&self.ca_key(domain))?;
+                Key::File(Box::new(KeyPair::from_pem(&String::from_utf8_lossy(&key))?))
+            }
+        };
+        let issuer = Issuer::from_ca_cert_pem(&ca, key)?;
         let serial = params
             .serial_number
             .as_ref()
@@ -288,6 +364,11 @@ impl Pki {
     /// The SSH CA that signs sshd's host keys.
     pub fn ssh_host_ca(&self) -> PathBuf {
         self.dir.join("ssh-host-ca")
+    }
+
+    /// The SSH CA that signs users' keys, for the sshd of devices that trust it.
+    pub fn ssh_user_ca(&self) -> PathBuf {
+        self.dir.join("ssh-user-ca")
     }
 
     /// The certificate of an authority.
@@ -319,17 +400,37 @@ pub fn ca_file(dir: &Path, domain: Domain) -> PathBuf {
     dir.join(format!("{}-ca.pem", domain.name()))
 }
 
+/// Keeps the public halves of the authorities where a server reads them.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn keep_trust(dir: &Path, trust: &Trust) -> Result<(), PkiError> {
+    std::fs::create_dir_all(dir).map_err(|source| PkiError::Directory {
+        path: dir.to_owned(),
+        source,
+    })?;
+    for (domain, pem) in [
+        (Domain::Servers, &trust.servers_ca),
+        (Domain::Devices, &trust.devices_ca),
+        (Domain::Users, &trust.users_ca),
+    ] {
+        identity::write_public(&ca_file(dir, domain), pem.as_bytes())?;
+    }
+    identity::write_public(&dir.join("known_hosts"), trust.known_hosts.as_bytes())?;
+    Ok(())
+}
+
 /// The CN of the broker's administrator. As an id it is reserved.
 pub const ADMIN: &str = "admin";
 
-fn named(cn: &str, days: i64) -> CertificateParams {
+fn named(cn: &str, lives: i64) -> CertificateParams {
     let now = clock::now().0;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, cn);
     params.serial_number = Some(SerialNumber::from_slice(&positive(&random_hex::<16>())));
-    params.not_before = certificate_time(now - BACKDATE);
-    params.not_after = certificate_time(now + days * 86_400);
+    params.not_before = certificate_time(now - BACKDATE.min(lives / 10));
+    params.not_after = certificate_time(now.saturating_add(lives));
     params.use_authority_key_identifier_extension = true;
     params
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::AsyncConnectionConfig;
+use rssh_mqtt::renewal::Renewable;
 use rssh_mqtt::{Identity, Publish};
 use rssh_proto::payload::{self, ServerState, ServerStatus, V1};
 use rssh_proto::registration::{REDIS_CHANNEL, Registration, SignedRegistration, redis_key};
@@ -32,7 +33,7 @@ pub enum RegistryError {
 /// Signs registrations with the private key of the server's certificate.
 pub struct Signer {
     key: ring::signature::EcdsaKeyPair,
-    certificate: Vec<u8>,
+    renewable: Arc<Renewable>,
 }
 
 impl Signer {
@@ -40,7 +41,7 @@ impl Signer {
     ///
     /// # Errors
     /// When it is not an ECDSA P-256 key in PKCS#8.
-    pub fn new(identity: &Identity) -> Result<Self, RegistryError> {
+    pub fn new(identity: &Identity, renewable: Arc<Renewable>) -> Result<Self, RegistryError> {
         let PrivateKeyDer::Pkcs8(key) = &identity.key else {
             return Err(RegistryError::Key);
         };
@@ -48,8 +49,7 @@ impl Signer {
         let algorithm = &ring::signature::ECDSA_P256_SHA256_ASN1_SIGNING;
         let key = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, key.secret_pkcs8_der(), &random)
             .map_err(|_| RegistryError::Key)?;
-        let certificate = identity.certificates.first().ok_or(RegistryError::Key)?.to_vec();
-        Ok(Self { key, certificate })
+        Ok(Self { key, renewable })
     }
 
     fn sign(&self, registration: &Registration) -> Result<String, RegistryError> {
@@ -59,7 +59,7 @@ impl Signer {
             .key
             .sign(&random, body.as_bytes())
             .map_err(|_| RegistryError::Key)?;
-        let signed = SignedRegistration::new(body, &self.certificate, signature.as_ref());
+        let signed = SignedRegistration::new(body, &self.renewable.certificate(), signature.as_ref());
         serde_json::to_string(&signed).map_err(|_| RegistryError::Key)
     }
 }

@@ -1,8 +1,10 @@
 //! The system's ssh-keygen.
 
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,6 +19,8 @@ pub enum KeygenError {
     Failed(String),
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot use a temporary directory: {0}")]
+    Directory(std::io::Error),
     #[error("not an SSH public key: {0}")]
     NotAKey(String),
 }
@@ -39,30 +43,96 @@ pub fn generate(path: &Path, comment: &str) -> Result<(), KeygenError> {
     ])
 }
 
-/// Signs a host key: `<key>-cert.pub` appears beside it.
+/// Where an SSH authority's private key is.
+#[derive(Debug, Clone)]
+pub enum Authority {
+    File(PathBuf),
+    /// In the agent at this socket, which may keep it in hardware.
+    Agent {
+        public: PathBuf,
+        socket: PathBuf,
+    },
+}
+
+/// What is certified, and for whom.
+#[derive(Debug, Clone)]
+pub enum Certify<'a> {
+    /// A host, under this name.
+    Host { id: &'a str, name: &'a str },
+    /// A user, for these principals and for a while.
+    User {
+        id: &'a str,
+        principals: &'a [String],
+        lives: Duration,
+    },
+}
+
+/// Certifies a public key; returns the certificate in OpenSSH's form.
+///
+/// A user's has no beginning: the clocks of devices may be far behind.
 ///
 /// # Errors
-/// When the CA's key or the host's public key cannot be read.
-pub fn sign_host_key(ca: &Path, id: &str, principal: &str, public_key: &Path) -> Result<(), KeygenError> {
-    run([
-        OsStr::new("-q"),
-        OsStr::new("-h"),
-        OsStr::new("-s"),
-        ca.as_os_str(),
-        OsStr::new("-I"),
-        OsStr::new(id),
-        OsStr::new("-n"),
-        OsStr::new(principal),
-        public_key.as_os_str(),
-    ])
+/// When the authority's key cannot be used.
+pub fn certify(authority: &Authority, key: &PublicKey, what: &Certify<'_>) -> Result<String, KeygenError> {
+    let dir = tempfile::tempdir().map_err(KeygenError::Directory)?;
+    let path = dir.path().join("key.pub");
+    std::fs::write(&path, format!("{key}\n")).map_err(KeygenError::Directory)?;
+    let mut command = Command::new("ssh-keygen");
+    command.arg("-q");
+    match authority {
+        Authority::File(ca) => command.arg("-s").arg(ca),
+        Authority::Agent { public, socket } => command.env("SSH_AUTH_SOCK", socket).args(["-U", "-s"]).arg(public),
+    };
+    match what {
+        Certify::Host { id, name } => command.args(["-h", "-I", id, "-n", name]),
+        Certify::User { id, principals, lives } => command
+            .args(["-I", id, "-n", &principals.join(","), "-V"])
+            .arg(format!("always:+{}s", lives.as_secs())),
+    };
+    finish(command.arg(&path))?;
+    let path = dir.path().join("key-cert.pub");
+    std::fs::read_to_string(&path).map_err(|source| KeygenError::Read { path, source })
+}
+
+/// Whether a text was signed with one of these keys in a namespace (ssh-keygen(1), `-Y verify`).
+///
+/// # Errors
+/// When ssh-keygen cannot be run.
+pub fn verify(
+    keys: &[PublicKey],
+    id: &str,
+    namespace: &str,
+    text: &[u8],
+    signature: &str,
+) -> Result<bool, KeygenError> {
+    let dir = tempfile::tempdir().map_err(KeygenError::Directory)?;
+    let [signers, signed] = ["signers", "signature"].map(|name| dir.path().join(name));
+    let lines: String = keys.iter().map(|key| format!("{id} {key}\n")).collect();
+    std::fs::write(&signers, lines).map_err(KeygenError::Directory)?;
+    std::fs::write(&signed, signature).map_err(KeygenError::Directory)?;
+    let mut child = Command::new("ssh-keygen")
+        .args(["-Y", "verify", "-I", id, "-n", namespace, "-f"])
+        .arg(&signers)
+        .arg("-s")
+        .arg(&signed)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(KeygenError::Missing)?;
+    if let Some(mut input) = child.stdin.take() {
+        // One that has ended already has refused.
+        let _ = input.write_all(text);
+    }
+    Ok(child.wait().map_err(KeygenError::Missing)?.success())
 }
 
 fn run<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<(), KeygenError> {
-    let output = Command::new("ssh-keygen")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(KeygenError::Missing)?;
+    finish(Command::new("ssh-keygen").args(arguments))
+}
+
+fn finish(command: &mut Command) -> Result<(), KeygenError> {
+    let output = command.stdin(Stdio::null()).output().map_err(KeygenError::Missing)?;
     if output.status.success() {
         return Ok(());
     }
@@ -100,6 +170,21 @@ impl PublicKey {
         let blob = self.0.split(' ').nth(1).and_then(|key| BASE64.decode(key).ok());
         let sum = ring::digest::digest(&ring::digest::SHA256, &blob.unwrap_or_default());
         format!("SHA256:{}", BASE64.encode(sum).trim_end_matches('='))
+    }
+
+    /// Whether it is a key of a type that logs in by itself: no certificate, and nothing unheard of.
+    pub fn is_plain(&self) -> bool {
+        let kind = self.0.split(' ').next().unwrap_or_default();
+        [
+            "ssh-ed25519",
+            "ssh-rsa",
+            "ecdsa-sha2-nistp256",
+            "ecdsa-sha2-nistp384",
+            "ecdsa-sha2-nistp521",
+            "sk-ssh-ed25519@openssh.com",
+            "sk-ecdsa-sha2-nistp256@openssh.com",
+        ]
+        .contains(&kind)
     }
 }
 

@@ -11,7 +11,6 @@ use rssh_proto::DeviceId;
 use rssh_proto::text::sanitize;
 
 use crate::config::{Config, Sshd};
-use crate::pki::Pki;
 use crate::ssh_keygen::{self, KeygenError, PublicKey};
 use crate::{process, sock_diag};
 
@@ -143,12 +142,11 @@ LogLevel VERBOSE
 SyslogFacility AUTH
 ";
 
-/// Prepares the directory of sshd: host key, host certificate, configuration. What is there is kept, except for the
-/// configuration.
+/// The public host key of this server's sshd, which is made on the first call.
 ///
 /// # Errors
-/// When a file cannot be made, or sshd refuses the result.
-pub fn prepare(config: &Config, pki: &Pki, id: &str) -> Result<(), SshdError> {
+/// When the directory cannot be written.
+pub fn public_host_key(config: &Config) -> Result<PublicKey, SshdError> {
     let dir = &config.sshd.dir;
     std::fs::create_dir_all(dir).map_err(|source| SshdError::Directory {
         path: dir.clone(),
@@ -158,8 +156,16 @@ pub fn prepare(config: &Config, pki: &Pki, id: &str) -> Result<(), SshdError> {
     if !key.exists() {
         ssh_keygen::generate(&key, "")?;
     }
-    ssh_keygen::sign_host_key(&pki.ssh_host_ca(), id, HOST_ALIAS, &key.with_extension("pub"))?;
-    render(config)
+    Ok(ssh_keygen::public_key(&key.with_extension("pub"))?)
+}
+
+/// Keeps the certificate of the host key. sshd reads it when it starts.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn keep_host_certificate(config: &Config, text: &str) -> Result<(), SshdError> {
+    let path = certificate(&host_key(&config.sshd.dir));
+    Ok(identity::write_public(&path, text.as_bytes())?)
 }
 
 /// Writes the configuration for the installed version and lets sshd check it.

@@ -77,9 +77,11 @@ impl Setup {
         self.start_stores()?;
         stages.end("PostgreSQL, Redis, broker; keys and authorities");
         self.enrol()?;
-        stages.end("servers, router, devices and users enrolled");
+        stages.end("servers and router enrolled");
         self.start_servers()?;
         stages.end("serverd, sshd, HAProxy, routerd");
+        self.admit()?;
+        stages.end("devices and users enrolled");
         self.start_devices()?;
         stages.end("devices");
         Ok(())
@@ -189,13 +191,23 @@ impl Setup {
                 router::enrol(self, n)
             }));
         }
+        parallel(jobs)
+    }
+
+    /// Lets devices and users in: over HTTPS, with one-time tokens.
+    fn admit(&self) -> Result<()> {
+        let token = device::token(self)?;
+        let mut jobs: Vec<Job> = Vec::new();
         for n in self.devices() {
-            jobs.push(Box::new(move || device::enrol(self, n)));
+            let token = &token;
+            jobs.push(Box::new(move || device::enrol(self, n, token)));
         }
         for n in self.users() {
             jobs.push(Box::new(move || user::enrol(self, n)));
         }
-        parallel(jobs)
+        parallel(jobs)?;
+        let grant = |n| -> Job { Box::new(move || user::grant(self, n)) };
+        parallel(self.users().map(grant).collect())
     }
 
     fn start_servers(&self) -> Result<()> {

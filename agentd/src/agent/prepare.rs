@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use rssh_mqtt::{Dial, Identity, Settings, Will};
+use rssh_mqtt::renewal::Renewable;
+use rssh_mqtt::{Dial, Settings, Will};
 use rssh_proto::InstanceId;
 use rssh_proto::payload::{self, Presence};
 use rssh_proto::topic::Topic;
@@ -31,6 +32,7 @@ pub struct Prepared {
     /// What an earlier agent left running.
     pub(super) inherited: Vec<Inherited>,
     pub(super) settings: Settings,
+    pub(super) renewable: Arc<Renewable>,
     /// Of the connect that is up or was tried last.
     pub(super) generation: Arc<AtomicU64>,
     pub(super) instance: InstanceId,
@@ -43,7 +45,8 @@ impl Prepared {
     /// When a part of it cannot be used.
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.check_ssh()?;
-        let tls = Identity::load(&config.identity())?.client_config()?;
+        let renewable = Renewable::load(&config.identity())?;
+        let tls = renewable.client_config()?;
         let proxies = config.proxies()?;
         let ssh = prepare_ssh(&config)?.by(proxies.clone(), config.ssh.lb.clone());
         let inherited = ssh.inherit(&config.device).context("cannot clear the run directory")?;
@@ -73,6 +76,7 @@ impl Prepared {
             ssh,
             inherited,
             settings,
+            renewable,
             generation,
             instance,
         })

@@ -3,10 +3,26 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use rssh_proto::UserId;
 use rssh_proto::duration::Span;
+use rssh_proto::{HttpsUrl, UserId};
 
-use super::values::positive;
+use super::values::{Destination, positive};
+
+/// Makes you known to an installation: your key is made here, your certificate and profile come from there.
+///
+/// The one-time token comes from your administrator. It is asked for on a terminal, else read from standard input.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rssh login https://rssh.example.com
+  rssh login https://rssh.example.com --token-file token")]
+pub struct LoginArgs {
+    /// Where the installation answers: https://HOST[:PORT]
+    #[arg(value_name = "URL")]
+    pub url: HttpsUrl,
+    /// Read the token from this file, which only you may read
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
 
 /// Makes your private key and the request for its certificate, in the profile's directory.
 ///
@@ -21,6 +37,19 @@ pub struct InitArgs {
     /// Where to put user.key and user.csr
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+/// Sees to it that there is a certificate by which ssh logs in to a device, as the accounts that your grants name.
+///
+/// The certificate is short-lived, and kept until shortly before its end. ssh's configuration, as rssh config ssh writes
+/// it, asks for it by itself; so do rssh ssh, exec and forward.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  rssh certify device-42")]
+pub struct CertifyArgs {
+    /// The device
+    #[arg(value_name = "DEVICE")]
+    pub destination: Destination,
 }
 
 /// Makes other programs know your devices.

@@ -18,7 +18,7 @@ use crate::request::Answer;
 /// The named failure.
 pub async fn run(common: &Common, args: &CloseArgs) -> Result<(), Error> {
     let which = which(args)?;
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut control = Control::start(&profile, tls);
     let close = CloseRequest {
         which,

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Uid, User};
 use serde::Serialize;
 
 use crate::args::{Common, ConfigArgs, ConfigCommand, ConfigSshArgs};
+use crate::certificate;
 use crate::error::Error;
 use crate::files;
 use crate::known::Known;
@@ -73,8 +73,11 @@ fn ssh(common: &Common, args: &ConfigSshArgs) -> Result<(), Error> {
 fn render(common: &Common) -> Result<Vec<u8>, Error> {
     let profile = Profile::load(&profile::path(common.profile.as_deref())?)?;
     let devices = Known::of(&profile).devices();
-    hosts(&Proxy::of(common)?, &devices).ok_or_else(|| {
-        Error::configuration("the path of this program or of the profile has a line break; ssh takes none")
+    let certificates = profile.url.as_ref().and_then(|_| certificate::directory());
+    hosts(&Proxy::of(common)?, &devices, certificates.as_deref()).ok_or_else(|| {
+        Error::configuration(
+            "a path of this program, its profile or its state has a line break or a quote; ssh takes none",
+        )
     })
 }
 
@@ -130,10 +133,9 @@ fn not_written(path: &Path, error: &io::Error) -> Error {
     ))
 }
 
-/// The user's home as ssh sees it: by the account, whatever HOME says.
+/// The user's home.
 fn home() -> Result<PathBuf, Error> {
-    let user = User::from_uid(Uid::current()).ok().flatten();
-    user.map(|user| user.dir)
+    certificate::home()
         .ok_or_else(|| Error::configuration("this account has no home directory; name ssh's directory with --dir"))
 }
 

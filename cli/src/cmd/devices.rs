@@ -23,7 +23,7 @@ pub async fn run(common: &Common, args: &DevicesArgs) -> Result<(), Error> {
     if args.watch {
         return watch::follow(common, Devices(&args.selector), args.every, args.json).await;
     }
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut control = Control::start(&profile, tls);
     let devices = list(&mut control, args.timeout).await;
     control.leave().await;

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::args::{Common, Destination, ExecArgs};
+use crate::certificate;
 use crate::cmd::{devices, identify};
 use crate::control::Control;
 use crate::error::Error;
@@ -43,7 +44,7 @@ struct Outcome<'a> {
 /// # Errors
 /// Ends with the worst exit code; what failed has been told by then.
 pub async fn run(common: &Common, args: &ExecArgs) -> Result<(), Error> {
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut destinations: Vec<Destination> = Vec::new();
     for destination in args
         .destinations
@@ -56,7 +57,8 @@ pub async fn run(common: &Common, args: &ExecArgs) -> Result<(), Error> {
         }
     }
     let job = Arc::new(Job {
-        client: Client::of(profile, tls),
+        client: Client::of(profile.clone(), tls),
+        profile,
         proxy: Proxy::of(common)?.quiet(true),
         slots: Semaphore::new(usize::from(args.parallel.get())),
         command: args.command.clone(),
@@ -155,6 +157,7 @@ fn bar(devices: usize, silent: bool) -> ProgressBar {
 /// What all devices have in common.
 struct Job {
     client: Client,
+    profile: Profile,
     proxy: Proxy,
     slots: Semaphore,
     command: Vec<std::ffi::OsString>,
@@ -208,7 +211,8 @@ impl Job {
             return (Err(error), start.elapsed());
         }
         let line = |stream, line: &[u8]| self.pass_on(&destination.device, stream, line, kept);
-        let login = self.proxy.login(destination);
+        let mut login = certificate::arguments(&self.profile, &destination.device).await;
+        login.extend(self.proxy.login(destination));
         let ran = remote::run(&destination.device, &login, &self.command, &line);
         (signals.or(ran).await, start.elapsed())
     }

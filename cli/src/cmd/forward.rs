@@ -12,9 +12,11 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 use crate::args::{Common, Forward, ForwardArgs};
+use crate::certificate;
 use crate::cmd::identify;
 use crate::error::Error;
 use crate::output;
+use crate::profile::{self, Profile};
 use crate::relay::Local;
 use crate::session::{Client, Wanted};
 use crate::signals::Signals;
@@ -38,7 +40,7 @@ struct Listening<'a> {
 /// # Errors
 /// When a port cannot be listened on, or ssh ends.
 pub async fn run(common: &Common, args: &ForwardArgs) -> Result<(), Error> {
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut signals = Signals::watch()?;
     let device = &args.destination.device;
     // All ports or none: whoever asked for two is not served by one.
@@ -46,7 +48,7 @@ pub async fn run(common: &Common, args: &ForwardArgs) -> Result<(), Error> {
     for forward in &args.forwards {
         listeners.push((listen(forward, device).await?, forward.target.clone()));
     }
-    let ssh = offer(common, args)?;
+    let ssh = offer(common, args).await?;
     for (listener, target) in &listeners {
         let local = listener
             .local_addr()
@@ -129,11 +131,13 @@ async fn connection(socket: TcpStream, client: Arc<Client>, wanted: Wanted, quie
 }
 
 /// Starts the ssh that offers services to the device, where any are.
-fn offer(common: &Common, args: &ForwardArgs) -> Result<Option<Child>, Error> {
+async fn offer(common: &Common, args: &ForwardArgs) -> Result<Option<Child>, Error> {
     if args.offers.is_empty() {
         return Ok(None);
     }
+    let profile = Profile::load(&profile::path(common.profile.as_deref())?)?;
     let mut ssh = Command::new("ssh");
+    ssh.args(certificate::arguments(&profile, &args.destination.device).await);
     ssh.args(["-N", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15"]);
     for offer in &args.offers {
         ssh.args(["-R", &offer.to_string()]);

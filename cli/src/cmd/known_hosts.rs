@@ -25,7 +25,7 @@ struct Keys<'a> {
 /// The named failure; for ssh's own call there is none, since it would tell the user of it at every login.
 pub async fn run(common: &Common, args: &KnownHostsArgs) -> Result<(), Error> {
     let mut control = None;
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let cache = HostKeys::of(&profile);
     let mut told = Ok(());
     for device in &args.devices {

@@ -18,7 +18,7 @@ use crate::table;
 /// # Errors
 /// The named failure.
 pub async fn run(common: &Common, args: &LsArgs) -> Result<(), Error> {
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut control = Control::start(&profile, tls);
     let tunnels = list(&mut control, args.timeout).await;
     control.leave().await;

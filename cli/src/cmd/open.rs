@@ -31,7 +31,7 @@ type Dialled = JoinHandle<Result<TcpStream, LbError>>;
 /// # Errors
 /// The named failure; the tunnel is given up then.
 pub async fn run(common: &Common, args: &OpenArgs) -> Result<(), Error> {
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut signals = Signals::watch()?;
     let wanted = OpenRequest {
         device: args.device.clone(),

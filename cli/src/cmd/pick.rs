@@ -58,12 +58,12 @@ pub fn run(common: &Common) -> Result<(), Error> {
         device: (*device).clone(),
     };
     let args = vec![];
-    ssh::run(common, &SshArgs { destination, args })
+    crate::block_on(ssh::run(common, &SshArgs { destination, args }))
 }
 
 /// The devices that a server lists, and those that were seen here before.
 async fn devices(common: &Common) -> Result<BTreeMap<DeviceId, &'static str>, Error> {
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let known = Known::of(&profile).devices();
     let mut devices: BTreeMap<_, _> = known.into_iter().map(|device| (device, "")).collect();
     let mut control = Control::start(&profile, tls);

@@ -12,7 +12,7 @@ use crate::signals::Signals;
 /// # Errors
 /// The named failure; no session has begun then.
 pub async fn run(common: &Common, args: &ProxyArgs) -> Result<(), Error> {
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut signals = Signals::watch()?;
     let mut local = Local::stdio().map_err(|error| Error::internal(format!("{}: {error}", args.device)))?;
     let wanted = Wanted {

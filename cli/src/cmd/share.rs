@@ -92,7 +92,7 @@ async fn name(
             Span::seconds(u64::from(SharedName::LONGEST_S))
         )));
     }
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut signals = Signals::watch()?;
     let mut control = Control::start(&profile, tls.clone());
     let wanted = OpenRequest {

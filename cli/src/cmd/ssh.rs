@@ -4,6 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use crate::args::{Common, SshArgs};
+use crate::certificate;
 use crate::error::Error;
 use crate::profile::{self, Profile};
 use crate::ssh::{self, Proxy};
@@ -12,10 +13,15 @@ use crate::ssh::{self, Proxy};
 ///
 /// # Errors
 /// When the profile is missing or ssh cannot be run.
-pub fn run(common: &Common, args: &SshArgs) -> Result<(), Error> {
+pub async fn run(common: &Common, args: &SshArgs) -> Result<(), Error> {
     // ssh would tell of a proxy that failed; the reason is better told once, and here.
-    Profile::load(&profile::path(common.profile.as_deref())?)?;
+    let profile = Profile::load(&profile::path(common.profile.as_deref())?)?;
+    let certificate = certificate::arguments(&profile, &args.destination.device).await;
     let arguments = Proxy::of(common)?.quiet(common.quiet).login(&args.destination);
-    let error = Command::new("ssh").args(arguments).args(&args.args).exec();
+    let error = Command::new("ssh")
+        .args(certificate)
+        .args(arguments)
+        .args(&args.args)
+        .exec();
     Err(ssh::not_started(&error))
 }

@@ -53,7 +53,7 @@ pub(super) trait Listing {
 /// # Errors
 /// As [`run`].
 pub(super) async fn follow<L: Listing>(common: &Common, what: L, every: Span, json: bool) -> Result<(), Error> {
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut signals = Signals::watch()?;
     let mut control = Control::start(&profile, tls);
     let known = Known::of(&profile);

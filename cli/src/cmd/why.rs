@@ -46,7 +46,7 @@ pub async fn run(common: &Common, args: &WhyArgs) -> Result<(), Error> {
             ));
         }
     };
-    let (profile, tls) = identify(common)?;
+    let (profile, tls) = identify(common).await?;
     let mut control = Control::start(&profile, tls);
     let mut ask = control.ask(op, args.timeout);
     let answer = control.carry(&mut ask, |_, _| {}).await;

@@ -47,7 +47,7 @@ fn a_missing_profile_is_a_configuration_error_with_its_remedy() {
         failed(
             &rig.rssh(line).output().unwrap(),
             78,
-            &["profile.toml", "rssh init --user"],
+            &["profile.toml", "rssh login URL", "rssh init"],
         );
     }
     let output = rig.rssh("ls --profile /nowhere/p.toml").output().unwrap();

@@ -8,7 +8,7 @@ use rssh_proto::{DeviceId, GroupId, Tag, Target, UserId};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Office, audit, enroll};
+use super::{audit, enroll, office};
 use crate::args::{Device, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member, User, WithConfig};
 use crate::broker::Client;
 use crate::config::Config;
@@ -142,12 +142,7 @@ pub(super) async fn group(command: Group) -> Result<()> {
 
 pub(super) async fn device(command: Device) -> Result<()> {
     match command {
-        Device::Add {
-            id,
-            at,
-            request,
-            ssh_key,
-        } => enroll::device(&Office::open(Config::load(&at.config)?)?, id, &request, &ssh_key).await?,
+        Device::Add(add) => enroll::device(add).await?,
         Device::Tag { id, set, remove, at } => {
             let store = store(&at)?;
             let closed = store.tag_device(&id, &set, &remove).await?;
@@ -167,9 +162,15 @@ pub(super) async fn device(command: Device) -> Result<()> {
 
 pub(super) async fn user(command: User) -> Result<()> {
     match command {
-        User::Add { name, at, request } => {
-            enroll::user(&Office::open(Config::load(&at.config)?)?, name, &request).await?;
-        }
+        User::Add {
+            name,
+            at,
+            offer,
+            request,
+        } => match request.request() {
+            Some(request) => enroll::user(&office(&at)?, name, &request).await?,
+            None => enroll::offer(&office(&at)?, Kind::User, Some(name.as_str()), &offer).await?,
+        },
         User::Limit { name, limits, at } => limit(&at, &Limited::User(name), &limits).await?,
         User::Revoke { name, at } => revoke(&at, Kind::User, Client::User(name)).await?,
         User::Unrevoke { name, at, all_the_same } => {
@@ -220,7 +221,7 @@ async fn unrevoke(at: &WithConfig, kind: Kind, name: &str, all_the_same: bool) -
 
 /// The database first: from then on nothing is opened, landed or signed. Servers and routers read it; the broker is told.
 async fn revoke(at: &WithConfig, kind: Kind, client: Client) -> Result<()> {
-    let office = Office::open(Config::load(&at.config)?)?;
+    let office = office(at)?;
     let revoked = office.store.revoke(kind, client.name()).await?;
     let event = audit::by_administrator("").with("closed", revoked.tunnels);
     audit::record_name(&office.store, "revoked", kind, client.name(), event).await?;

@@ -4,12 +4,13 @@ use anyhow::Result;
 use rssh_mqtt::identity;
 use rssh_proto::ServerId;
 
-use super::{Office, enroll};
+use super::enroll;
 use crate::args::{Broker, Ca, Request};
 use crate::broker::{self, Client};
 use crate::config::Config;
 use crate::home::Home;
-use crate::pki::{CertificateRequest, Domain, Pki};
+use crate::office::Office;
+use crate::pki::{self, CertificateRequest, Domain, Pki};
 use crate::sshd;
 use crate::store::Kind;
 
@@ -63,8 +64,8 @@ pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> 
     };
     identity::request_certificate(id.as_str(), &files.key, &request.csr)?;
     enroll::issue(&office, Domain::Servers, id.as_str(), &request).await?;
+    pki::keep_trust(&config.trust(), &office.trust()?)?;
     if let Some(https) = &config.https {
-        office.pki.publish(&config.trust())?;
         let files = config.https_identity();
         let request = files.key.with_extension("csr");
         identity::request_certificate(id.as_str(), &files.key, &request)?;
@@ -73,7 +74,9 @@ pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> 
         identity::write_public(&files.cert, issued.pem.as_bytes())?;
     }
     home.keep_name_key(&office.pki.name_master()?.key(&id))?;
-    sshd::prepare(config, &office.pki, id.as_str())?;
+    let host_key = sshd::public_host_key(config)?;
+    sshd::keep_host_certificate(config, &office.pki.certify_host(id.as_str(), &host_key)?)?;
+    sshd::render(config)?;
     office.admit(&Client::Server(id.clone())).await?;
     println!("{id}");
     Ok(())

@@ -4,18 +4,17 @@ mod audit;
 mod authorization;
 mod enroll;
 mod install;
+mod join;
 mod token;
 
-use anyhow::{Context as _, Result, bail};
-use rssh_proto::HostPort;
+use anyhow::{Context as _, Result};
 
-use crate::args::{Command, Router, Server, Sshd};
-use crate::broker::{Administrator, BrokerError, Client};
+use crate::args::{Command, Router, Server, Sshd, WithConfig};
 use crate::capacity::Bound;
 use crate::config::{Config, ConfigError};
 use crate::control::{self, Answer, Order};
-use crate::pki::Pki;
-use crate::store::Store;
+use crate::office::Office;
+use crate::store::{Kind, Store};
 
 /// Carries out a command; `run` is the daemon's own.
 ///
@@ -40,9 +39,17 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Broker(command) => install::broker(&command),
         Command::Server(Server::Init { at, id }) => install::server(&Config::load(&at.config)?, id).await,
         Command::Sshd(Sshd::Nodelay(at)) => Ok(crate::sshd::nodelay(&Config::load(&at.config)?.sshd)?),
-        Command::Router(Router::Add { id, at, request }) => {
-            enroll::router(&Office::open(Config::load(&at.config)?)?, id, &request).await
+        Command::Server(Server::Add { id, at, offer }) => {
+            let id = id.unwrap_or_else(crate::home::draw_id);
+            enroll::offer(&office(&at)?, Kind::Server, Some(id.as_str()), &offer).await
         }
+        Command::Join { url, at, token_file } => {
+            join::run(&Config::load(&at.config)?, url, token_file.as_deref()).await
+        }
+        Command::Router(Router::Add { id, at, offer, request }) => match request.request() {
+            Some(request) => enroll::router(&office(&at)?, id, &request).await,
+            None => enroll::offer(&office(&at)?, Kind::Router, Some(id.as_str()), &offer).await,
+        },
         Command::Device(device) => authorization::device(device).await,
         Command::User(user) => authorization::user(user).await,
         Command::Grant(grant) => authorization::grant(grant).await,
@@ -50,6 +57,10 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Token(command) => token::run(command).await,
         Command::Audit(audit) => audit::run(audit).await,
     }
+}
+
+fn office(at: &WithConfig) -> Result<Office> {
+    Office::open(Config::load(&at.config)?)
 }
 
 async fn tell(config: &Config, order: Order) -> Result<Answer> {
@@ -90,70 +101,5 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         77
     } else {
         1
-    }
-}
-
-/// What every enrolment works with.
-struct Office {
-    config: Config,
-    pki: Pki,
-    store: Store,
-}
-
-impl Office {
-    fn open(config: Config) -> Result<Self> {
-        let Some(admin) = &config.admin else {
-            bail!(
-                "this host does not administrate: its configuration has no [admin] section that names the pki directory"
-            );
-        };
-        Ok(Self {
-            pki: Pki::at(&admin.pki),
-            store: Store::new(&config.database)?,
-            config,
-        })
-    }
-
-    async fn admit(&self, client: &Client) -> Result<()> {
-        self.at_each_broker(
-            async |administrator| administrator.admit(client).await,
-            |broker| {
-                format!(
-                    "{} is registered, but the broker {broker} does not let it in; run the command again",
-                    client.name()
-                )
-            },
-        )
-        .await
-    }
-
-    async fn expel(&self, client: &Client) -> Result<()> {
-        self.at_each_broker(
-            async |administrator| administrator.expel(client).await,
-            |broker| {
-                format!(
-                    "{} is revoked, but the broker {broker} does not shut it out; run the command again",
-                    client.name()
-                )
-            },
-        )
-        .await
-    }
-
-    /// Does something at every broker, since each knows its clients by itself; `otherwise` tells what it means where it
-    /// cannot be done.
-    async fn at_each_broker(
-        &self,
-        act: impl AsyncFn(&mut Administrator) -> Result<(), BrokerError>,
-        otherwise: impl Fn(&HostPort) -> String,
-    ) -> Result<()> {
-        for broker in &self.config.mqtt.brokers {
-            let acted = async {
-                let mut administrator = Administrator::connect(&self.pki, broker).await?;
-                act(&mut administrator).await
-            };
-            acted.await.with_context(|| otherwise(broker))?;
-        }
-        Ok(())
     }
 }

@@ -103,15 +103,33 @@ impl Store {
     /// Records a certificate that was issued.
     ///
     /// # Errors
-    /// When the name is not registered.
+    /// When the name is not registered, or is revoked: then nobody may get the certificate.
     pub async fn add_certificate(&self, name: &str, issued: &Issued) -> Result<(), StoreError> {
         self.within(async {
-            sqlx::query("INSERT INTO certificates (serial, name, not_after) VALUES ($1, $2, to_timestamp($3))")
-                .bind(&issued.serial)
-                .bind(name)
-                .bind(issued.not_after.0 as f64)
-                .execute(&self.pool)
-                .await?;
+            // The lock makes it wait for a revocation that is under way.
+            let added = sqlx::query(
+                "INSERT INTO certificates (serial, name, not_after)
+                 SELECT $1, name, to_timestamp($3) FROM identities WHERE name = $2 AND revoked_at IS NULL FOR SHARE",
+            )
+            .bind(&issued.serial)
+            .bind(name)
+            .bind(issued.not_after.0 as f64)
+            .execute(&self.pool)
+            .await?;
+            if added.rows_affected() == 0 {
+                let kind: Option<(String,)> = sqlx::query_as("SELECT kind FROM identities WHERE name = $1")
+                    .bind(name)
+                    .fetch_optional(&self.pool)
+                    .await?;
+                let name = name.to_owned();
+                return Err(match kind.and_then(|(kind,)| Kind::from_name(&kind)) {
+                    Some(kind) => StoreError::Revoked {
+                        kind: kind.name(),
+                        name,
+                    },
+                    None => StoreError::Unknown { kind: "identity", name },
+                });
+            }
             Ok(())
         })
         .await

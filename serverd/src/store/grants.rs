@@ -447,32 +447,27 @@ impl Store {
         .await
     }
 
-    /// The accounts that a user may log in to: on one device, or on any.
+    /// The accounts that a user may log in to at a device's own sshd: those that the grants name, and `defaults` by a
+    /// grant that names none.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn accounts_of(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Vec<Account>, StoreError> {
+    pub async fn accounts_of(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        defaults: &[Account],
+    ) -> Result<Vec<Account>, StoreError> {
         self.within(async {
-            let rows: Vec<(String,)> = match device {
-                Some(device) => {
-                    sqlx::query_as("SELECT DISTINCT unnest(p.accounts) FROM permits($1, $2, NULL) p ORDER BY 1")
-                        .bind(user.as_str())
-                        .bind(device.as_str())
-                        .fetch_all(&self.pool)
-                        .await?
-                }
-                None => {
-                    sqlx::query_as(
-                        "SELECT DISTINCT unnest(g.accounts) FROM held_grants g
-                         WHERE g.holder = $1
-                           AND NOT EXISTS (SELECT FROM identities WHERE name = $1 AND revoked_at IS NOT NULL)
-                         ORDER BY 1",
-                    )
-                    .bind(user.as_str())
-                    .fetch_all(&self.pool)
-                    .await?
-                }
-            };
+            let rows: Vec<(String,)> = sqlx::query_as(
+                "SELECT DISTINCT unnest(CASE p.accounts WHEN '{}' THEN $3 ELSE p.accounts END)
+                 FROM permits($1, $2, 'localhost:22') p ORDER BY 1",
+            )
+            .bind(user.as_str())
+            .bind(device.as_str())
+            .bind(defaults.iter().map(Account::as_str).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await?;
             rows.iter().map(|(account,)| stored("an account", account)).collect()
         })
         .await

@@ -78,7 +78,7 @@ impl Store {
             let rows: Vec<(String, Option<i32>)> = sqlx::query_as(concat!(
                 "SELECT d.id, CASE WHEN t.server_id = $2 THEN t.port ELSE t.remote_port END
                  FROM devices d JOIN tunnels t ON t.device_id = d.id
-                 WHERE d.ssh_key = $1
+                 WHERE (d.ssh_key = $1 OR (d.ssh_key_before = $1 AND d.ssh_key_before_until > clock_timestamp()))
                    AND NOT EXISTS (SELECT FROM identities i WHERE i.name = d.id AND i.revoked_at IS NOT NULL)
                    AND (d.quarantined_until IS NULL OR d.quarantined_until < clock_timestamp())
                    AND t.expires_at > clock_timestamp()

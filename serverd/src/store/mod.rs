@@ -8,6 +8,7 @@
 
 mod admin;
 mod audit;
+mod enrolment;
 mod grants;
 mod leases;
 mod openers;
@@ -22,6 +23,7 @@ mod tunnels;
 
 pub use admin::Kind;
 pub use audit::{Forgotten, Wanted};
+pub use enrolment::{Admission, NewEnrolment};
 pub use grants::{Devices, Explanation, Grantee, Permission, Terms, Verdict};
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
 pub use openers::{Bounds, CloseOutcome, Opening};
@@ -69,6 +71,8 @@ pub enum StoreError {
     Unknown { kind: &'static str, name: String },
     #[error("the key belongs to another device already: {0}")]
     KeyTaken(String),
+    #[error("the token is for a fleet, so the device has to name itself; give its id")]
+    Nameless,
     #[error("the token is unknown, used up or expired, or is for another; ask an administrator for a new one")]
     Token,
     #[error("{name} is revoked; to give the name back: rssh-serverd {kind} unrevoke {name}")]

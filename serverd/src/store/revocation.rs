@@ -38,6 +38,15 @@ impl Store {
             .bind(name)
             .execute(&mut *tx)
             .await?;
+            // Nor does a token from before enrol it again once the name is given back.
+            sqlx::query("DELETE FROM enrolment_tokens WHERE name = $1")
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query("DELETE FROM enrolment_uses WHERE name = $1")
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
             let users = [name.to_owned()];
             let tunnels = match kind {
                 Kind::Device => {

@@ -7,7 +7,9 @@
 pub mod api;
 pub mod body;
 pub mod caller;
+mod enrol;
 pub mod problem;
+mod renew;
 pub mod tls;
 
 use std::io;
@@ -22,10 +24,13 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ring::hmac;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::office::Office;
 use crate::server::Server;
+use crate::token;
 use problem::Problem;
 use tls::Acceptor;
 
@@ -46,6 +51,10 @@ pub const BODY_LIMIT: usize = 16 << 10;
 #[derive(Clone)]
 pub struct Web {
     pub server: Arc<Server>,
+    /// Where identities are made; a server without the authorities has none.
+    office: Option<Arc<Office>>,
+    /// What this process seals its challenges with.
+    seal: hmac::Key,
     places: Arc<Semaphore>,
     /// How many streams of events may be open.
     streams: Arc<Semaphore>,
@@ -55,6 +64,13 @@ pub struct Web {
 pub struct Door {
     listener: TcpListener,
     acceptor: Arc<Acceptor>,
+}
+
+impl Door {
+    /// What shakes hands at it.
+    pub fn acceptor(&self) -> Arc<Acceptor> {
+        self.acceptor.clone()
+    }
 }
 
 /// Opens the port; `None` when the configuration has no `[https]`.
@@ -78,7 +94,9 @@ pub async fn open(server: &Server) -> anyhow::Result<Option<Door>> {
 /// Answers, for ever.
 pub async fn serve(server: Arc<Server>, door: Door) {
     let web = Web {
+        office: Office::of(&server.config, &server.store).map(Arc::new),
         server,
+        seal: hmac::Key::new(hmac::HMAC_SHA256, &token::random()),
         places: Arc::new(Semaphore::new(AT_ONCE)),
         streams: Arc::new(Semaphore::new(STREAMS)),
     };
@@ -128,6 +146,8 @@ fn router(web: Web) -> Router {
     Router::new()
         .route("/v1/whoami", get(caller::whoami))
         .merge(api::router())
+        .merge(enrol::routes())
+        .merge(renew::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))

@@ -108,12 +108,14 @@ impl From<Failure> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
+            StoreError::Nameless => Self::bad_request(error.to_string()),
             StoreError::Away => Self::busy("the server cannot reach its database; try again in a moment"),
             StoreError::Taken { .. }
             | StoreError::Reserved(_)
             | StoreError::Unknown { .. }
             | StoreError::KeyTaken(_)
-            | StoreError::Token => Self::denied(error.to_string()),
+            | StoreError::Token
+            | StoreError::Revoked { .. } => Self::denied(error.to_string()),
             other => {
                 tracing::warn!(error = %other, "store");
                 Self::busy("the server's database did not answer as it should; try again in a moment")

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rssh_mqtt::identity::{self, Identity};
 use rustls::RootCertStore;
@@ -48,7 +48,9 @@ pub struct Certificate {
 pub struct Shown(pub Option<Arc<Certificate>>);
 
 /// Takes TLS connections.
-pub struct Acceptor {
+pub struct Acceptor(RwLock<Arc<Parts>>);
+
+struct Parts {
     acceptor: TlsAcceptor,
     domains: Vec<(Domain, Arc<dyn ClientCertVerifier>)>,
 }
@@ -59,6 +61,31 @@ impl Acceptor {
     /// # Errors
     /// When a file is missing or cannot be used.
     pub fn load(config: &Config) -> Result<Self, TlsError> {
+        Ok(Self(RwLock::new(Arc::new(Parts::load(config)?))))
+    }
+
+    /// Reads them again, for the handshakes to come.
+    ///
+    /// # Errors
+    /// When a file cannot be used: then those from before stay.
+    pub fn reload(&self, config: &Config) -> Result<(), TlsError> {
+        let parts = Arc::new(Parts::load(config)?);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = parts;
+        Ok(())
+    }
+
+    /// Takes a handshake, and says whose certificate the client showed.
+    ///
+    /// # Errors
+    /// When the client speaks another TLS, or shows a certificate that no authority of ours has signed.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Shown)> {
+        let parts = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        parts.accept(stream).await
+    }
+}
+
+impl Parts {
+    fn load(config: &Config) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let trust = config.trust();
         let verifier = |roots: RootCertStore| {
@@ -92,11 +119,7 @@ impl Acceptor {
         })
     }
 
-    /// Shakes hands, and says whose certificate the client showed.
-    ///
-    /// # Errors
-    /// When the client speaks another TLS, or shows a certificate that no authority of ours has signed.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Shown)> {
+    async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Shown)> {
         let stream = self.acceptor.accept(stream).await?;
         let shown = match stream.get_ref().1.peer_certificates() {
             Some([end_entity, intermediates @ ..]) => {

@@ -4,7 +4,8 @@ use rssh_proto::payload::{OpenRequest, TunnelState};
 use rssh_proto::{DeviceId, Failure, FailureKind, Target, TunnelId};
 use rssh_serverd::clock::{self, UnixTime};
 use rssh_serverd::pki::Issued;
-use rssh_serverd::store::{Devices, Grantee, Kind, Limited, Opening, StoreError, Terms, Verdict};
+use rssh_serverd::ssh_keygen::PublicKey;
+use rssh_serverd::store::{Devices, Grantee, Kind, Limited, NewEnrolment, Opening, StoreError, Terms, Verdict};
 use rssh_serverd::token::ApiToken;
 
 use crate::{KEY, PATIENT_MS, World, asker, bounds, device, grant, server_id, user};
@@ -63,7 +64,7 @@ async fn a_grant_of_a_group_for_a_tag_holds_for_as_long_as_both_do() {
     assert_eq!(store.devices_of(&user("bob")).await.unwrap().len(), 1);
     let held = store.tunnels_of(&user("bob")).await.unwrap();
     assert!(held.len() == 1 && held[0].ttl_s <= 60, "{held:?}");
-    let accounts = store.accounts_of(&user("bob"), Some(&device())).await.unwrap();
+    let accounts = store.accounts_of(&user("bob"), &device(), &[]).await.unwrap();
     assert_eq!(accounts, ["root".parse().unwrap()]);
 
     // Without the tag the tunnel ends, and nothing can be read of it.
@@ -294,6 +295,91 @@ async fn a_name_is_not_given_back_while_an_old_certificate_would_let_someone_in(
     assert_eq!(world.store.kind("alice").await.unwrap(), Some(Kind::User));
     assert!(world.store.api_token(&token).await.unwrap().is_none());
     assert!(!world.store.is_revoked("alice").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_revoked_name_gets_no_certificate_and_is_not_enrolled_by_a_token_from_before() {
+    let world = World::new().await;
+    let store = &world.store;
+    let fleets = NewEnrolment {
+        id: "e1",
+        hash: b"fleet",
+        kind: Kind::Device,
+        name: None,
+        uses: 2,
+        tags: &[],
+        lives_s: 3600.0,
+    };
+    let own = NewEnrolment {
+        id: "e2",
+        hash: b"own",
+        name: Some("pump-2"),
+        ..fleets
+    };
+    store.add_enrolment(&fleets).await.unwrap();
+    store.add_enrolment(&own).await.unwrap();
+    let enrol = async |hash: &[u8], name| store.use_enrolment(hash, Kind::Device, Some(name), b"key").await;
+    let key: PublicKey = OTHER_KEY.parse().unwrap();
+    enrol(b"fleet", "pump-1").await.unwrap();
+    store.add_device(&"pump-1".parse().unwrap(), &key).await.unwrap();
+    enrol(b"own", "pump-2").await.unwrap();
+    let issued = Issued {
+        pem: String::new(),
+        serial: "0b".to_owned(),
+        not_after: UnixTime(clock::now().0 + 3600),
+    };
+    store.revoke(Kind::Device, "pump-1").await.unwrap();
+    let refused = |error: &StoreError| matches!(error, StoreError::Revoked { .. });
+    assert!(refused(&enrol(b"fleet", "pump-1").await.unwrap_err()));
+    assert!(refused(&store.add_certificate("pump-1", &issued).await.unwrap_err()));
+    let again = NewEnrolment {
+        id: "e3",
+        hash: b"again",
+        name: Some("pump-1"),
+        ..fleets
+    };
+    assert!(refused(&store.add_enrolment(&again).await.unwrap_err()));
+
+    // Given back, it is enrolled by a new token only.
+    store.unrevoke(Kind::Device, "pump-1", false).await.unwrap();
+    let before = enrol(b"fleet", "pump-1").await.unwrap_err();
+    assert!(matches!(before, StoreError::Taken { .. }), "{before}");
+    store.add_enrolment(&again).await.unwrap();
+    enrol(b"again", "pump-1").await.unwrap();
+    store.add_certificate("pump-1", &issued).await.unwrap();
+    enrol(b"own", "pump-2").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_grant_that_names_no_account_stands_for_the_operators() {
+    let world = World::new().await;
+    let store = &world.store;
+    let pi = ["pi".parse().unwrap()];
+    grant(store, "bob", &Devices::One(device()), &["80"]).await;
+    assert!(
+        store
+            .accounts_of(&user("bob"), &device(), &pi)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    grant(store, "bob", &Devices::One(device()), &["22"]).await;
+    assert_eq!(store.accounts_of(&user("bob"), &device(), &pi).await.unwrap(), pi);
+    assert!(
+        store
+            .accounts_of(&user("bob"), &device(), &[])
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    store.revoke(Kind::Device, "device-1").await.unwrap();
+    assert!(
+        store
+            .accounts_of(&user("bob"), &device(), &pi)
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]

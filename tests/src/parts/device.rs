@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::component::Component;
 use crate::files;
-use crate::parts::{broker, server, ssh_keygen};
+use crate::parts::{server, ssh_keygen};
 use crate::place::{Place, device_address, device_name};
 use crate::ready::{Ready, notify_variable};
 use crate::run;
@@ -16,22 +16,15 @@ fn dir(n: u32) -> String {
     format!("devices/{}", device_name(n))
 }
 
-/// Makes the keys of device `n` on the device, and writes its configuration; returns its sshd's public host key.
+/// Makes the sshd of device `n`; returns its public host key.
 ///
 /// # Errors
-/// When the product's command or ssh-keygen fails.
+/// When ssh-keygen fails.
 pub fn init(setup: &Setup, n: u32) -> Result<String> {
     let outside = setup.root.join(dir(n));
-    let state = setup.root.inside(format_args!("{}/state", dir(n)));
-    files::make_dir(&outside.join("state"))?;
-    files::make_dir(&outside.join("sshd"))?;
-    let mut init = setup.programs.at(&setup.root, &Place::Device(n), None);
-    init.arg(setup.programs.path("rssh-agentd"))
-        .args(["init", "--device", &device_name(n), "--dir", &state]);
-    run::checked(&mut init)?;
-    files::write(&outside.join("agentd.toml"), agent_toml(setup, n))?;
+    files::make_dir(&outside.join("sshd/sshd_config.d"))?;
     files::write(&outside.join("sshd/sshd_config"), sshd_config(setup, n))?;
-    ssh_keygen::key_pair(&outside.join("sshd/host_key"))
+    ssh_keygen::key_pair(&outside.join("sshd/ssh_host_ed25519_key"))
 }
 
 /// Lets the holders of these keys log in to device `n`.
@@ -42,35 +35,15 @@ pub fn authorize(setup: &Setup, n: u32, keys: &str) -> Result<()> {
     files::write(&setup.root.join(dir(n)).join("sshd/authorized_keys"), keys)
 }
 
-fn agent_toml(setup: &Setup, n: u32) -> String {
-    format!(
-        r#"device = "{name}"
-state-dir = "{state}"
-
-[mqtt]
-brokers = {brokers}
-ca = "{state}/servers-ca.pem"
-cert = "{state}/device.pem"
-key = "{state}/device.key"
-
-[ssh]
-key = "{state}/ssh_key"
-known-hosts = "{state}/known_hosts"
-"#,
-        name = device_name(n),
-        state = setup.root.inside(format_args!("{}/state", dir(n))),
-        brokers = broker::addresses(setup),
-    )
-}
-
 /// The device's own sshd: root by key, as many small devices have it; its banner tells which device it is.
 fn sshd_config(setup: &Setup, n: u32) -> String {
     let dir = setup.root.inside(format_args!("{}/sshd", dir(n)));
     format!(
-        "Port 22\n\
+        "Include {dir}/sshd_config.d/*.conf\n\
+         Port 22\n\
          ListenAddress localhost\n\
          VersionAddendum {name}\n\
-         HostKey {dir}/host_key\n\
+         HostKey {dir}/ssh_host_ed25519_key\n\
          AuthorizedKeysFile {dir}/authorized_keys\n\
          # Below a directory such as /tmp no file is safe by its rules.\n\
          StrictModes no\n\
@@ -86,33 +59,30 @@ fn sshd_config(setup: &Setup, n: u32) -> String {
     )
 }
 
-/// Registers device `n` and hands it what it has to trust.
+/// Has the operator make a token for all devices; returns its file.
 ///
 /// # Errors
 /// When the product's command fails.
-pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
-    let state = setup.root.inside(format_args!("{}/state", dir(n)));
-    server::admin(
-        setup,
-        &[
-            "device",
-            "add",
-            &device_name(n),
-            "--config",
-            &server::admin_config(setup),
-            "--csr",
-            &format!("{state}/device.csr"),
-            "--ssh-key",
-            &format!("{state}/ssh_key.pub"),
-            "--cert-out",
-            &format!("{state}/device.pem"),
-        ],
-    )?;
-    let outside = setup.root.join(dir(n)).join("state");
-    for name in ["servers-ca.pem", "known_hosts"] {
-        files::copy(&setup.root.join("pki").join(name), &outside.join(name))?;
-    }
-    Ok(())
+pub fn token(setup: &Setup) -> Result<String> {
+    let devices = setup.options.devices.max(1).to_string();
+    let args = ["device", "add", "--uses", &devices];
+    server::token(setup, &args, "devices")
+}
+
+/// Enrols device `n`, on the device.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn enrol(setup: &Setup, n: u32, token: &str) -> Result<()> {
+    let inside = |below: &str| setup.root.inside(format_args!("{}/{below}", dir(n)));
+    let mut enrol = setup.programs.at(&setup.root, &Place::Device(n), None);
+    enrol
+        .arg(setup.programs.path("rssh-agentd"))
+        .args(["enroll", &server::url(), "--device", &device_name(n)])
+        .args(["--config", &inside("agentd.toml"), "--state-dir", &inside("state")])
+        .args(["--token-file", token, "--sshd-config", &inside("sshd/sshd_config")])
+        .args(["--trust-user-ca", "--no-reload"]);
+    run::checked(&mut enrol).map(drop)
 }
 
 /// The sshd and agent of device `n`.

@@ -69,6 +69,7 @@ fn toml(setup: &Setup, n: u32) -> String {
     let host = broker::host(n);
     format!(
         r#"router = "{id}"
+url = "{url}"
 state-dir = "{dir}"
 name-master = "{dir}/name-master"
 
@@ -101,6 +102,7 @@ servers-ca = "{servers}"
         id = id(n),
         dir = setup.root.inside(dir(n)),
         socket = setup.root.inside(admin_socket(n)),
+        url = server::url(),
         users = pki::file(setup, "users-ca.pem"),
         servers = pki::file(setup, "servers-ca.pem"),
         devices_at = socket(host, LB_DEVICES),

@@ -48,13 +48,26 @@ pub fn admin_config(setup: &Setup) -> String {
 /// # Errors
 /// When it fails.
 pub fn admin(setup: &Setup, args: &[&str]) -> Result<()> {
-    serverd(setup, &Place::Core, args)
+    serverd(setup, &Place::Core, args).map(drop)
 }
 
-fn serverd(setup: &Setup, place: &Place, args: &[&str]) -> Result<()> {
+/// Has the operator make a one-time token; it lies in a file of the lab's that its owner alone reads.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn token(setup: &Setup, args: &[&str], file: &str) -> Result<String> {
+    let config = admin_config(setup);
+    let args: Vec<&str> = args.iter().copied().chain(["--config", &config]).collect();
+    let token = serverd(setup, &Place::Core, &args)?;
+    files::make_dir(&setup.root.join("tokens"))?;
+    files::write_secret(&setup.root.join("tokens").join(file), token)?;
+    Ok(setup.root.inside(format_args!("tokens/{file}")))
+}
+
+fn serverd(setup: &Setup, place: &Place, args: &[&str]) -> Result<String> {
     let mut command = setup.programs.at(&setup.root, place, None);
     command.arg(setup.programs.path("rssh-serverd")).args(args);
-    run::checked(&mut command).map(drop)
+    run::checked(&mut command)
 }
 
 /// Writes the configuration files of server `n`.
@@ -64,12 +77,15 @@ fn serverd(setup: &Setup, place: &Place, args: &[&str]) -> Result<()> {
 pub fn write_config(setup: &Setup, n: u32) -> Result<()> {
     let dir = setup.root.join(dir(n));
     files::make_dir(&dir.join("state"))?;
-    let admin = toml(setup, n, postgres::ROLE);
-    files::write_secret(
-        &dir.join("admin.toml"),
-        format!("{admin}\n[admin]\npki = \"{}\"\n", pki::dir(setup)),
-    )?;
-    files::write_secret(&dir.join("serverd.toml"), toml(setup, n, postgres::SERVERD))
+    let administrates = format!("\n[admin]\npki = \"{}\"\naccounts = [\"root\"]\n", pki::dir(setup));
+    let admin = toml(setup, n, postgres::ROLE) + &administrates;
+    files::write_secret(&dir.join("admin.toml"), admin)?;
+    let mut config = toml(setup, n, postgres::SERVERD);
+    if n == 1 {
+        // The first server issues what is asked for over HTTPS; the others have no authority's key.
+        config += &administrates;
+    }
+    files::write_secret(&dir.join("serverd.toml"), config)
 }
 
 /// With the database as one of its roles sees it.
@@ -87,6 +103,7 @@ fn toml(setup: &Setup, n: u32, role: &str) -> String {
 domain = "{DOMAIN}"
 port = {LB_USERS}
 bearer-port = {LB_BEARER}
+lb = {lb}
 ssh = {ssh}
 
 [database]
@@ -114,6 +131,7 @@ listen = "{health}"
 listen = "{https}"
 url = "{url}"
 "#,
+        lb = router::doors(setup, LB_USERS),
         ssh = router::doors(setup, LB_DEVICES),
         database = postgres::url(setup, role),
         redis = redis::url(setup, redis::User::Serverd),
@@ -159,6 +177,7 @@ pub fn init(setup: &Setup, n: u32) -> Result<()> {
         &Place::Server(n),
         &["server", "init", "--config", &config, "--id", &id(n)],
     )
+    .map(drop)
 }
 
 /// The daemon and sshd of server `n`.

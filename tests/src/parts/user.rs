@@ -6,8 +6,8 @@ use anyhow::Result;
 use rssh_proto::id::UserId;
 
 use crate::files;
-use crate::parts::{broker, router, server, ssh_keygen};
-use crate::place::{LB_USERS, Place, user_name};
+use crate::parts::{server, ssh_keygen};
+use crate::place::{Place, user_name};
 use crate::run;
 use crate::setup::Setup;
 
@@ -20,41 +20,17 @@ fn home(setup: &Setup, user: &UserId) -> PathBuf {
     setup.root.join(format!("users/{user}/home"))
 }
 
-/// Makes the keys of user `n`; returns the public one for ssh.
+/// Makes the home of user `n`; returns the user's own public key for ssh.
 ///
 /// # Errors
-/// When the product's command or ssh-keygen fails.
+/// When ssh-keygen fails.
 pub fn init(setup: &Setup, n: u32) -> Result<String> {
-    let user = id(n)?;
-    let profile = setup.root.inside(format_args!("users/{user}/home/.config/rssh"));
-    let mut init = setup.programs.at(&setup.root, &Place::User(user.clone()), None);
-    init.arg(setup.programs.path("rssh"))
-        .args(["init", "--user", user.as_str(), "--dir", &profile]);
-    run::checked(&mut init)?;
-    let home = home(setup, &user);
-    files::write(&home.join(".config/rssh/profile.toml"), profile_toml(setup, &user))?;
+    let home = home(setup, &id(n)?);
     let ssh = home.join(".ssh");
     files::make_dir(&ssh)?;
     files::set_mode(&ssh, 0o700)?;
     files::write(&ssh.join("config"), ssh_config(setup))?;
     ssh_keygen::key_pair(&ssh.join("id_ed25519"))
-}
-
-fn profile_toml(setup: &Setup, user: &UserId) -> String {
-    format!(
-        r#"user = "{user}"
-brokers = {brokers}
-lb = {lb}
-url = "{url}"
-ca = "{dir}/servers-ca.pem"
-cert = "{dir}/user.pem"
-key = "{dir}/user.key"
-"#,
-        brokers = broker::addresses(setup),
-        lb = router::doors(setup, LB_USERS),
-        url = server::url(),
-        dir = setup.root.inside(format_args!("users/{user}/home/.config/rssh")),
-    )
 }
 
 fn ssh_config(setup: &Setup) -> String {
@@ -73,31 +49,27 @@ fn ssh_config(setup: &Setup) -> String {
     )
 }
 
-/// Enrols user `n`, and grants: bob opens device-1 only, everybody else every device.
+/// Has the operator make a token for user `n`, who logs in with it.
 ///
 /// # Errors
 /// When a command of the product fails.
 pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
     let user = id(n)?;
-    let profile = setup.root.inside(format_args!("users/{user}/home/.config/rssh"));
+    let token = server::token(setup, &["user", "add", user.as_str()], user.as_str())?;
+    let mut login = setup.programs.at(&setup.root, &Place::User(user), None);
+    login
+        .arg(setup.programs.path("rssh"))
+        .args(["login", &server::url(), "--token-file", &token]);
+    run::checked(&mut login).map(drop)
+}
+
+/// Grants: bob opens device-1 only, everybody else every device.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn grant(setup: &Setup, n: u32) -> Result<()> {
+    let user = id(n)?;
     let config = server::admin_config(setup);
-    let (csr, cert) = (format!("{profile}/user.csr"), format!("{profile}/user.pem"));
-    server::admin(
-        setup,
-        &[
-            "user",
-            "add",
-            user.as_str(),
-            "--config",
-            &config,
-            "--csr",
-            &csr,
-            "--cert-out",
-            &cert,
-        ],
-    )?;
-    let ca = home(setup, &user).join(".config/rssh/servers-ca.pem");
-    files::copy(&setup.root.join("pki/servers-ca.pem"), &ca)?;
     if user.as_str() == "bob" {
         server::admin(
             setup,

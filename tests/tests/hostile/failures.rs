@@ -226,7 +226,7 @@ fn a_wrong_certificate_is_named_as_such() {
     for name in ["device.pem", "device.key"] {
         fs::copy(device.join(name), dir.join(name)).unwrap();
     }
-    let own = |name: &str| format!("/{name}\"");
+    let own = |name: &str| format!("\"{name}\"");
     for (name, from, to) in [
         // Nobody's authority has signed it.
         ("strange.toml", ["user.pem", "user.key"], ["strange.pem", "strange.key"]),
@@ -250,7 +250,7 @@ fn a_wrong_certificate_is_named_as_such() {
     }
     nothing_is_left(&lab, user, 36);
     // The wrong key for the certificate is a wrong profile.
-    let profile = profile(&lab, user, "key.toml", |text| text.replace("/user.key", "/strange.key"));
+    let profile = profile(&lab, user, "key.toml", |text| text.replace("user.key", "strange.key"));
     let argv = ["rssh", "--profile", &profile, "open", "device-36"];
     fails(&lab, user, &argv, FailureKind::Configuration, "user.pem");
 }

@@ -4,6 +4,8 @@
 
 mod access;
 mod api;
+mod certificates;
+mod enrolment;
 mod firewall;
 mod https;
 mod identity;
@@ -29,8 +31,8 @@ fn lab() -> Arc<Lab> {
     }
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
-        devices: 16,
-        users: 12,
+        devices: 20,
+        users: 15,
         ..Options::default()
     };
     let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));

@@ -125,7 +125,7 @@ fn a_device_whose_ssh_server_is_dropbear_is_reached_alike() {
     lab.ctl(Action::Kill, "target-15").unwrap();
     let sshd = lab.dir().inside("devices/device-15/sshd");
     let prepare = format!(
-        "set -e; dropbearconvert openssh dropbear {sshd}/host_key {sshd}/dropbear_key 2>/dev/null; \
+        "set -e; dropbearconvert openssh dropbear {sshd}/ssh_host_ed25519_key {sshd}/dropbear_key 2>/dev/null; \
          mkdir -p ~/.ssh; cp {sshd}/authorized_keys ~/.ssh/authorized_keys; chmod 700 ~ ~/.ssh; chmod 600 ~/.ssh/*"
     );
     lab.on_device(15, &["sh", "-c", &prepare]).unwrap();
@@ -162,7 +162,7 @@ fn a_device_whose_ssh_server_is_dropbear_is_reached_alike() {
 #[test]
 fn ssh_knows_a_device_on_first_contact_by_the_key_in_the_registry() {
     let lab = lab();
-    let key = fs::read_to_string(lab.dir().join("devices/device-16/sshd/host_key.pub")).unwrap();
+    let key = fs::read_to_string(lab.dir().join("devices/device-16/sshd/ssh_host_ed25519_key.pub")).unwrap();
     let key = key.split(' ').take(2).collect::<Vec<_>>().join(" ");
     // As enrolment stores what the device reports.
     let store = |key: &str| {
@@ -181,7 +181,7 @@ fn ssh_knows_a_device_on_first_contact_by_the_key_in_the_registry() {
                  -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes device-16.rssh hostname";
     assert_eq!(said(&lab, "niaj", &["sh", "-c", login]), "device-16\n");
     // Another key in its place, and nobody logs in.
-    let other = fs::read_to_string(lab.dir().join("devices/device-15/sshd/host_key.pub")).unwrap();
+    let other = fs::read_to_string(lab.dir().join("devices/device-15/sshd/ssh_host_ed25519_key.pub")).unwrap();
     store(&other.split(' ').take(2).collect::<Vec<_>>().join(" "));
     said(&lab, "niaj", &["sh", "-c", "rm -r ~/.cache/rssh/host-keys"]);
     let refused = lab.exec("niaj", &["sh", "-c", login]).unwrap();

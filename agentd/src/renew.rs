@@ -1,0 +1,96 @@
+//! The device's certificate renews itself; one that ended while the device lay in storage comes back by its SSH key.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use rssh_mqtt::https::Client;
+use rssh_mqtt::proxy::Proxies;
+use rssh_mqtt::renewal::{self, Life, Renewable};
+use rssh_mqtt::{IdentityError, identity};
+use rssh_proto::enrolment::{Challenge, ChallengeRequest, RECOVERY_NAMESPACE, Recover, Renew, Renewed, recovery_text};
+use rssh_proto::{Failure, FailureKind, HttpsUrl};
+
+use crate::config::{Config, ConfigError};
+
+/// Renews for ever; where the configuration names nobody to ask, does nothing.
+pub async fn run(config: Config, renewable: Arc<Renewable>) {
+    let Some(url) = config.url.clone() else {
+        return;
+    };
+    renewal::keep(renewable, |life| once(&config, &url, life)).await;
+}
+
+/// Renews the certificate once, in whichever way is left.
+///
+/// # Errors
+/// When no server answers or refuses.
+pub async fn once(config: &Config, url: &HttpsUrl, life: Life) -> Result<(), Failure> {
+    if life.is_over(renewal::now()) {
+        return recover(config, url).await;
+    }
+    renewal::renew(url, Some(proxies(config)?), &config.identity(), Renew::default())
+        .await
+        .map(drop)
+}
+
+fn proxies(config: &Config) -> Result<Proxies, Failure> {
+    let failure = |error: ConfigError| Failure::new(FailureKind::Configuration, error.to_string());
+    config.proxies().map_err(failure)
+}
+
+async fn recover(config: &Config, url: &HttpsUrl) -> Result<(), Failure> {
+    let local = |error: IdentityError| Failure::new(FailureKind::Configuration, error.to_string());
+    let files = config.identity();
+    let csr = identity::certificate_request("rssh", &files.key).map_err(local)?;
+    let roots = identity::Identity::load(&files).map_err(local)?.roots;
+    let client = Client::anonymous(url.clone(), roots)
+        .map_err(|error| Failure::new(FailureKind::Configuration, error.to_string()))?
+        .by(proxies(config)?);
+    // A challenge is one server's: another, which does not issue, says so and is left.
+    let mut tries = 0;
+    let renewed: Renewed = loop {
+        let mut connection = client.connect().await?;
+        let asked = ChallengeRequest {
+            device: config.device.clone(),
+        };
+        let challenge = match connection.post::<Challenge>("/v1/recover/challenge", &asked).await {
+            Ok(answer) => answer.challenge,
+            Err(failure) if failure.kind == FailureKind::Busy && tries < 10 => {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        let signature = sign(config, &recovery_text(&config.device, &challenge, &csr))
+            .map_err(|error| Failure::new(FailureKind::Configuration, format!("ssh-keygen cannot sign: {error}")))?;
+        let answer = Recover {
+            device: config.device.clone(),
+            csr: csr.clone(),
+            challenge,
+            signature,
+        };
+        break connection.post("/v1/recover", &answer).await?;
+    };
+    renewal::replace(&files, &renewed.certificate)
+}
+
+/// Signs with the device's SSH key (ssh-keygen(1), `-Y sign`).
+fn sign(config: &Config, text: &str) -> std::io::Result<String> {
+    let mut child = Command::new("ssh-keygen")
+        .args(["-Y", "sign", "-q", "-n", RECOVERY_NAMESPACE, "-f"])
+        .arg(&config.ssh.key)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(text.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        return Err(std::io::Error::other(output.status.to_string()));
+    }
+    String::from_utf8(output.stdout).map_err(std::io::Error::other)
+}

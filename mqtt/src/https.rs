@@ -1,0 +1,279 @@
+//! A small HTTPS client: JSON there, JSON or a problem document (RFC 9457) back.
+//!
+//! It trusts the servers' CA alone: by its certificate, or, before that is known, by the fingerprint in a token.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use rssh_proto::{Failure, FailureKind, HttpsUrl};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde::Deserialize;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_rustls::TlsConnector;
+
+use crate::dial::dial;
+use crate::identity::{Identity, IdentityError};
+use crate::proxy::Proxies;
+
+/// How long a connection, and an answer, may take.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// The largest answer that is read, in bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
+/// How often a busy server, or one that cannot do it, is left for another.
+const TRIES: u32 = 12;
+/// The pause before that.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Whom the client trusts, and what it shows.
+pub struct Client {
+    url: HttpsUrl,
+    tls: Arc<ClientConfig>,
+    /// Nothing: as the environment says.
+    proxies: Option<Proxies>,
+}
+
+impl Client {
+    /// A client with an identity.
+    ///
+    /// # Errors
+    /// When the identity's certificate and key do not belong together.
+    pub fn new(url: HttpsUrl, identity: &Identity) -> Result<Self, IdentityError> {
+        Ok(Self {
+            url,
+            tls: Arc::new(identity.client_config()?),
+            proxies: None,
+        })
+    }
+
+    /// A client without an identity, that trusts these authorities.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn anonymous(url: HttpsUrl, roots: RootCertStore) -> Result<Self, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            url,
+            tls: Arc::new(tls),
+            proxies: None,
+        })
+    }
+
+    /// A client that knows no more than the SHA-256 of the servers' CA.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn pinned(url: HttpsUrl, authority: [u8; 32]) -> Result<Self, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Pinned { authority, provider }))
+            .with_no_client_auth();
+        Ok(Self {
+            url,
+            tls: Arc::new(tls),
+            proxies: None,
+        })
+    }
+
+    /// The same, through the proxies of a configuration; else those of the environment are taken.
+    #[must_use]
+    pub fn by(mut self, proxies: Proxies) -> Self {
+        self.proxies = Some(proxies);
+        self
+    }
+
+    /// Posts, and again elsewhere while a server is busy: what is posted can be repeated.
+    ///
+    /// # Errors
+    /// When no server answers, or the answer is no success.
+    pub async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, Failure> {
+        let mut tries = 1;
+        loop {
+            let answer = async { self.connect().await?.post(path, body).await }.await;
+            match answer {
+                Err(failure) if failure.kind == FailureKind::Busy && tries < TRIES => tries += 1,
+                other => return other,
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// One connection, for requests that have to come to the same server.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or is not who it should be.
+    pub async fn connect(&self) -> Result<Connection, Failure> {
+        let address = self.url.address();
+        let away = |error: io::Error| {
+            let kind = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(_)) => FailureKind::WrongCertificate,
+                _ => FailureKind::NobodyServing,
+            };
+            let what = match kind {
+                FailureKind::WrongCertificate => "is not who it should be",
+                _ => "cannot be reached",
+            };
+            Failure::new(kind, format!("{} {what}: {error}", self.url))
+        };
+        let connect = async {
+            let name = ServerName::try_from(address.host())
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            let proxies = match &self.proxies {
+                Some(proxies) => proxies.clone(),
+                None => Proxies::of_process(None, None).map_err(io::Error::other)?,
+            };
+            let stream = dial(address, &proxies).await.map_err(io::Error::other)?;
+            let stream = TlsConnector::from(self.tls.clone()).connect(name, stream).await?;
+            handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
+        };
+        let timed_out = |_| away(io::ErrorKind::TimedOut.into());
+        let (sender, connection) = tokio::time::timeout(PATIENCE, connect)
+            .await
+            .map_err(timed_out)?
+            .map_err(away)?;
+        tokio::spawn(connection);
+        Ok(Connection {
+            sender,
+            host: address.to_string(),
+            url: self.url.clone(),
+        })
+    }
+}
+
+/// A connection to one server.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+    url: HttpsUrl,
+}
+
+/// What of a problem document matters.
+#[derive(Deserialize)]
+struct Problem {
+    code: FailureKind,
+    detail: String,
+}
+
+impl Connection {
+    /// Posts JSON.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the answer is no success: the server's own words.
+    pub async fn post<A: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> Result<A, Failure> {
+        let internal = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Internal, error.to_string());
+        let body = serde_json::to_vec(body).map_err(|error| internal(&error))?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(HOST, &self.host)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| internal(&error))?;
+        let broken = |error: &dyn std::fmt::Display| {
+            Failure::new(
+                FailureKind::NobodyServing,
+                format!("the connection to {} broke: {error}", self.url),
+            )
+        };
+        let exchange = async {
+            let response = self
+                .sender
+                .send_request(request)
+                .await
+                .map_err(|error| broken(&error))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+            Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
+        };
+        let (status, body) = tokio::time::timeout(PATIENCE, exchange)
+            .await
+            .map_err(|error| broken(&error))??;
+        if status == StatusCode::OK {
+            return serde_json::from_slice(&body)
+                .map_err(|error| internal(&format!("{} gave an answer that is not understood: {error}", self.url)));
+        }
+        Err(match serde_json::from_slice(&body) {
+            Ok(Problem { code, detail }) => Failure::new(code, detail),
+            Err(_) => Failure::new(
+                FailureKind::NobodyServing,
+                format!("{} answered {status}; is it an installation of rssh?", self.url),
+            ),
+        })
+    }
+}
+
+/// Believes a server whose chain has a certificate of this fingerprint, and descends from it.
+#[derive(Debug)]
+struct Pinned {
+    authority: [u8; 32],
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl Pinned {
+    fn verifier(&self, chain: &[CertificateDer<'_>]) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+        let unknown = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let authority = chain
+            .iter()
+            .find(|certificate| ring::digest::digest(&ring::digest::SHA256, certificate).as_ref() == self.authority)
+            .ok_or_else(unknown)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(roots.into(), self.provider.clone())
+            .build()
+            .map_err(|_| unknown())
+    }
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verifier(intermediates)?
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
