@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::HOSTS;
 use crate::error::Error;
 use crate::files;
+use crate::host_keys::HostKeys;
 use crate::profile::{self, Profile};
 
 /// For how long a refusal is believed before the server is asked again.
@@ -130,18 +131,11 @@ impl<'a> Certificates<'a> {
             }
         };
         self.write(&self.certificate(device), certified.certificate.as_bytes())?;
-        let names = format!("{device},{device}{HOSTS}");
-        let known: String = certified
-            .host_keys
-            .iter()
-            .map(|key| format!("{names} {key}\n"))
-            .collect();
-        self.write(&self.directory.join(format!("{device}.known_hosts")), known.as_bytes())?;
-        for suffix in ["-cert.pub", ".known_hosts"] {
-            let from = self.directory.join(format!("{device}{suffix}"));
-            let text = fs::read(&from).map_err(|error| local(&error))?;
-            self.write(&self.directory.join(format!("{device}{HOSTS}{suffix}")), &text)?;
-        }
+        // By both names that ssh may be given.
+        let other = self.directory.join(format!("{device}{HOSTS}-cert.pub"));
+        self.write(&other, certified.certificate.as_bytes())?;
+        // ssh asks for them next.
+        HostKeys::of(self.profile).put(device, &certified.host_keys);
         self.keep(device, u64::from(certified.valid_s) / 3 * 2, None)
     }
 

@@ -25,7 +25,6 @@ pub fn hosts(proxy: &Proxy, devices: &[DeviceId], certificates: Option<&Path>) -
         return None;
     }
     let mut file = b"# Written by rssh config ssh --install, which also replaces it.\n".to_vec();
-    // First: with the certificate have come the host keys, and ssh takes the first command for those that it finds.
     if let Some(directory) = certificates {
         file.extend(certified(proxy, devices, directory)?);
     }
@@ -64,8 +63,6 @@ fn certified(proxy: &Proxy, devices: &[DeviceId], directory: &Path) -> Option<Ve
         let identity = identity.to_str()?.replace('%', "%%");
         block.extend(format!("    IdentityFile \"{identity}\"\n").bytes());
     }
-    block.extend_from_slice(b"    IgnoreUnknown KnownHostsCommand\n");
-    block.extend(format!("    KnownHostsCommand /bin/cat \"{literal}/%n.known_hosts\"\n").bytes());
     Some(block)
 }
 

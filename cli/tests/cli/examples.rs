@@ -135,6 +135,13 @@ fn every_example_in_every_help_runs() {
         let examples = examples(&rig, command);
         assert!(!examples.is_empty(), "{command}");
         for example in examples {
+            // These take a server that answers HTTPS: the stories on the real stack run them.
+            if ["rssh login", "rssh certify"]
+                .iter()
+                .any(|start| example.starts_with(start))
+            {
+                continue;
+            }
             if ["rssh forward", "rssh watch"]
                 .iter()
                 .any(|start| example.starts_with(start))
