@@ -309,6 +309,7 @@ impl Lab {
             "router-2",
             "run",
             "servers",
+            "tokens",
             "users",
         ] {
             let path = self.root.join(below);
