@@ -178,14 +178,9 @@ impl Client {
 /// A tunnel that a session opens by itself.
 fn operation(wanted: &Wanted) -> Operation {
     Operation::Open(OpenRequest {
-        device: wanted.device.clone(),
-        target: wanted.target.clone(),
-        remote_port: None,
-        ttl_s: None,
         idle_s: Some(seconds(IDLE)),
-        new: false,
-        wait: false,
         hold: false,
+        ..OpenRequest::new(wanted.device.clone(), wanted.target.clone())
     })
 }
 

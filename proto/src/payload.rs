@@ -133,6 +133,22 @@ pub struct OpenRequest {
     pub hold: bool,
 }
 
+impl OpenRequest {
+    /// A tunnel that its asker holds, with no other wishes.
+    pub const fn new(device: DeviceId, target: Target) -> Self {
+        Self {
+            device,
+            target,
+            remote_port: None,
+            ttl_s: None,
+            idle_s: None,
+            new: false,
+            wait: false,
+            hold: true,
+        }
+    }
+}
+
 /// What to close.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloseRequest {

@@ -197,10 +197,7 @@ async fn seal(mut events: mpsc::Receiver<Event>, router: String, database: Postg
         };
         loop {
             let append = async {
-                let mut live = match connection.take() {
-                    Some(live) => live,
-                    None => database.connect().await?,
-                };
+                let mut live = database.go_on(connection.take()).await?;
                 sqlx::query("SELECT audit_append($1, $2::jsonb)")
                     .bind(&router)
                     .bind(&text)

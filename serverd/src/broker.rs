@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use rssh_mqtt::identity::{self, IdentityError};
 use rssh_mqtt::{Dial, Event, Identity, Publish, PublishError, Session, Settings};
+use rssh_proto::HostPort;
 use rssh_proto::id::random_hex;
 use rssh_proto::topic::{Topic, filter};
-use rssh_proto::{DeviceId, HostPort, RouterId, ServerId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::pki::{ADMIN, Pki};
+use crate::who::Who;
 
 /// Why the broker could not be prepared or asked.
 #[derive(Debug, thiserror::Error)]
@@ -72,26 +73,7 @@ fn allow(acltype: Access, topic: impl ToString) -> Acl {
     }
 }
 
-/// An identity as the broker knows it: by its certificate's CN.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Client {
-    Device(DeviceId),
-    User(UserId),
-    Server(ServerId),
-    Router(RouterId),
-}
-
-impl Client {
-    /// The CN.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Device(id) => id.as_str(),
-            Self::User(id) => id.as_str(),
-            Self::Server(id) => id.as_str(),
-            Self::Router(id) => id.as_str(),
-        }
-    }
-
+impl Who {
     /// Everything the identity may do; the rest is denied.
     fn permissions(&self) -> Vec<Acl> {
         match self {
@@ -283,7 +265,7 @@ impl Administrator {
     ///
     /// # Errors
     /// When the broker does not answer or refuses.
-    pub async fn admit(&mut self, client: &Client) -> Result<(), BrokerError> {
+    pub async fn admit(&mut self, client: &Who) -> Result<(), BrokerError> {
         let role = json!({"rolename": client.name(), "acls": client.permissions()});
         let user = json!({"username": client.name(), "roles": [{"rolename": client.name()}]});
         self.put(client, "Role", role).await?;
@@ -294,7 +276,7 @@ impl Administrator {
     ///
     /// # Errors
     /// When the broker does not answer or refuses.
-    pub async fn expel(&mut self, client: &Client) -> Result<(), BrokerError> {
+    pub async fn expel(&mut self, client: &Who) -> Result<(), BrokerError> {
         let name = client.name();
         for command in [
             json!({"command": "deleteClient", "username": name}),
@@ -309,7 +291,7 @@ impl Administrator {
     }
 
     /// Creates a role or client, or changes it when it is there.
-    async fn put(&mut self, client: &Client, what: &str, mut value: serde_json::Value) -> Result<(), BrokerError> {
+    async fn put(&mut self, client: &Who, what: &str, mut value: serde_json::Value) -> Result<(), BrokerError> {
         value["command"] = format!("create{what}").into();
         match self.command(client, value.clone()).await {
             Err(BrokerError::Refused { reason, .. }) if reason.contains("already exists") => {
@@ -320,7 +302,7 @@ impl Administrator {
         }
     }
 
-    async fn command(&mut self, client: &Client, command: serde_json::Value) -> Result<(), BrokerError> {
+    async fn command(&mut self, client: &Who, command: serde_json::Value) -> Result<(), BrokerError> {
         // The plugin sends it back: answers to other administrators come here too.
         let ours = random_hex::<8>();
         let mut command = command;
@@ -370,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_device_may_speak_and_listen_on_its_own_topics_only() {
-        let device = Client::Device("device-1".parse().unwrap());
+        let device = Who::Device("device-1".parse().unwrap());
         for acl in device.permissions() {
             assert!(acl.topic.starts_with("rssh/v1/device/device-1/"), "{acl:?}");
         }
@@ -380,9 +362,9 @@ mod tests {
     fn a_role_fits_one_message() {
         let longest = "a".repeat(63);
         for client in [
-            Client::Device(longest.parse().unwrap()),
-            Client::User(longest.parse().unwrap()),
-            Client::Server("a".repeat(12).parse().unwrap()),
+            Who::Device(longest.parse().unwrap()),
+            Who::User(longest.parse().unwrap()),
+            Who::Server("a".repeat(12).parse().unwrap()),
         ] {
             let text = json!({"commands": [{"command": "createRole", "rolename": client.name(), "acls": client.permissions()}]});
             assert!(text.to_string().len() <= rssh_proto::payload::LIMIT);

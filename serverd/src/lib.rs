@@ -41,6 +41,7 @@ pub mod suspicion;
 pub mod token;
 pub mod watcher;
 pub mod web;
+pub mod who;
 
 /// Sends log lines to stderr, filtered by `RSSH_LOG` (`info` when unset).
 pub fn log() {

@@ -6,11 +6,12 @@ use anyhow::{Context as _, Result, bail};
 use rssh_mqtt::identity;
 use rssh_proto::enrolment::{EnrolmentToken, Secret, Trust};
 
-use crate::broker::{Administrator, Client};
+use crate::broker::Administrator;
 use crate::config::{Admin, Config};
 use crate::pki::{CertificateRequest, Domain, Issued, Pki};
 use crate::store::{Admission, Kind, Store, StoreError};
 use crate::token;
+use crate::who::Who;
 
 /// What every enrolment works with.
 pub struct Office {
@@ -57,7 +58,7 @@ impl Office {
     ///
     /// # Errors
     /// When the broker does not answer or refuses.
-    pub async fn admit(&self, client: &Client) -> Result<()> {
+    pub async fn admit(&self, client: &Who) -> Result<()> {
         self.at_each_broker(client, Change::Admit).await
     }
 
@@ -65,12 +66,12 @@ impl Office {
     ///
     /// # Errors
     /// When the broker does not answer or refuses.
-    pub async fn expel(&self, client: &Client) -> Result<()> {
+    pub async fn expel(&self, client: &Who) -> Result<()> {
         self.at_each_broker(client, Change::Expel).await
     }
 
     /// Changes something at every broker, since each knows its clients by itself.
-    async fn at_each_broker(&self, client: &Client, change: Change) -> Result<()> {
+    async fn at_each_broker(&self, client: &Who, change: Change) -> Result<()> {
         for broker in &self.config.mqtt.brokers {
             let changed = async {
                 let mut administrator = Administrator::connect(&self.pki, broker).await?;

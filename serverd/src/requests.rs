@@ -540,16 +540,10 @@ mod tests {
             deadline_ms: 4_000,
             op,
         };
-        let open = request(Operation::Open(OpenRequest {
-            device: "device-1".parse().unwrap(),
-            target: "localhost:22".parse().unwrap(),
-            remote_port: None,
-            ttl_s: None,
-            idle_s: None,
-            new: false,
-            wait: false,
-            hold: true,
-        }));
+        let open = request(Operation::Open(OpenRequest::new(
+            "device-1".parse().unwrap(),
+            "localhost:22".parse().unwrap(),
+        )));
         let left = |waited| in_time(open.clone(), Duration::from_millis(waited)).map(|request| request.deadline_ms);
         assert_eq!(left(0), Some(4_000));
         assert_eq!(left(3_000), Some(1_000));

@@ -4,10 +4,33 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::Lab;
 use crate::place::{LB, LB_USERS, Place, socket};
+use crate::{Lab, Options};
+
+/// The lab that the tests of one program share: up from the first that asks, who has it prepared, to the last that lets
+/// go.
+pub fn shared(options: Options, prepare: impl FnOnce(&Lab)) -> Arc<Lab> {
+    static SHARED: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lab) = shared.upgrade() {
+        return lab;
+    }
+    let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
+    prepare(&lab);
+    *shared = Arc::downgrade(&lab);
+    lab
+}
+
+/// Runs a command of the administrator's; returns how it ended and what it wrote.
+pub fn administer(lab: &Lab, argv: &[&str]) -> Output {
+    let serverd = lab.programs().path("rssh-serverd");
+    let config = lab.dir().inside("servers/s1/admin.toml");
+    let argv = [&[serverd.to_str().unwrap()], argv, &["--config", &config]].concat();
+    lab.command(&Place::Core, &argv).output().unwrap()
+}
 
 /// Runs a command that has to succeed; returns what it wrote to stdout.
 #[track_caller]

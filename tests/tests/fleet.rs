@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use rssh_lab::process::PATIENTLY;
-use rssh_lab::testing::{all_of, said, within};
+use rssh_lab::testing::{all_of, said, shared, within};
 use rssh_lab::{Action, Lab, Options};
 use serde_json::Value;
 
@@ -16,20 +16,13 @@ const DEVICES: u32 = 50;
 
 /// The lab that the tests share: up from the first that asks to the last that lets go.
 fn lab() -> Arc<Lab> {
-    static SHARED: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(lab) = shared.upgrade() {
-        return lab;
-    }
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
         devices: DEVICES,
         users: 3,
         ..Options::default()
     };
-    let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
-    *shared = Arc::downgrade(&lab);
-    lab
+    shared(options, |_| ())
 }
 
 #[test]

@@ -96,14 +96,9 @@ async fn name(
     let mut signals = Signals::watch()?;
     let mut control = Control::start(&profile, tls.clone());
     let wanted = OpenRequest {
-        device: device.clone(),
-        target: target.clone(),
-        remote_port: None,
-        ttl_s: None,
         idle_s: Some(seconds(IDLE)),
-        new: false,
-        wait: false,
         hold: false,
+        ..OpenRequest::new(device.clone(), target.clone())
     };
     let silent = common.quiet || silent;
     let opened = open::proven(&profile, tls, &mut control, &mut signals, wanted, timeout, silent).await;

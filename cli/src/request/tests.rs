@@ -12,14 +12,8 @@ fn device() -> DeviceId {
 
 fn open(hold: bool) -> Operation {
     Operation::Open(OpenRequest {
-        device: device(),
-        target: Target::ssh(),
-        remote_port: None,
-        ttl_s: None,
-        idle_s: None,
-        new: false,
-        wait: false,
         hold,
+        ..OpenRequest::new(device(), Target::ssh())
     })
 }
 

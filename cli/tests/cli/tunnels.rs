@@ -10,16 +10,7 @@ use crate::rig::{Rig, SSH, failed, succeeded};
 use crate::server::{info, reply};
 
 pub(crate) fn tunnel(device: &str) -> TunnelInfo {
-    let open = OpenRequest {
-        device: device.parse().unwrap(),
-        target: "8080".parse().unwrap(),
-        remote_port: None,
-        ttl_s: None,
-        idle_s: None,
-        new: false,
-        wait: false,
-        hold: true,
-    };
+    let open = OpenRequest::new(device.parse().unwrap(), "8080".parse().unwrap());
     info(TunnelId::generate(), &open, "s1.proxy.test")
 }
 

@@ -38,10 +38,7 @@ pub async fn run(
     loop {
         let known_before = shared.known();
         let look = async {
-            let live = match connection.take() {
-                Some(live) => live,
-                None => postgres.connect().await?,
-            };
+            let live = postgres.go_on(connection.take()).await?;
             look(live).await
         };
         let (told, led) = shared.led();
@@ -103,10 +100,7 @@ pub async fn revocations(postgres: Postgres, readings: mpsc::Sender<Reading>) {
     let mut connection = None;
     loop {
         let look = async {
-            let mut live = match connection.take() {
-                Some(live) => live,
-                None => postgres.connect().await?,
-            };
+            let mut live = postgres.go_on(connection.take()).await?;
             let names: Vec<(String,)> = sqlx::query_as(REVOKED).fetch_all(&mut live).await?;
             Ok::<_, sqlx::Error>((live, names))
         };

@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::{audit, enroll, office};
 use crate::args::{Device, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member, User, WithConfig};
-use crate::broker::Client;
 use crate::config::Config;
 use crate::store::{Devices, Explanation, Grantee, Kind, Limited, Permission, Store, Terms, Verdict};
+use crate::who::Who;
 
 /// The end of `grant test` when the answer is no.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +152,7 @@ pub(super) async fn device(command: Device) -> Result<()> {
             println!("{}", ended(closed));
         }
         Device::Limit { id, limits, at } => limit(&at, &Limited::Device(id), &limits).await?,
-        Device::Revoke { id, at } => revoke(&at, Kind::Device, Client::Device(id)).await?,
+        Device::Revoke { id, at } => revoke(&at, Who::Device(id)).await?,
         Device::Unrevoke { id, at, all_the_same } => {
             unrevoke(&at, Kind::Device, id.as_str(), all_the_same).await?;
         }
@@ -172,7 +172,7 @@ pub(super) async fn user(command: User) -> Result<()> {
             None => enroll::offer(&office(&at)?, Kind::User, Some(name.as_str()), &offer).await?,
         },
         User::Limit { name, limits, at } => limit(&at, &Limited::User(name), &limits).await?,
-        User::Revoke { name, at } => revoke(&at, Kind::User, Client::User(name)).await?,
+        User::Revoke { name, at } => revoke(&at, Who::User(name)).await?,
         User::Unrevoke { name, at, all_the_same } => {
             unrevoke(&at, Kind::User, name.as_str(), all_the_same).await?;
         }
@@ -220,11 +220,11 @@ async fn unrevoke(at: &WithConfig, kind: Kind, name: &str, all_the_same: bool) -
 }
 
 /// The database first: from then on nothing is opened, landed or signed. Servers and routers read it; the broker is told.
-async fn revoke(at: &WithConfig, kind: Kind, client: Client) -> Result<()> {
+async fn revoke(at: &WithConfig, client: Who) -> Result<()> {
     let office = office(at)?;
-    let revoked = office.store.revoke(kind, client.name()).await?;
+    let revoked = office.store.revoke(client.kind(), client.name()).await?;
     let event = audit::by_administrator("").with("closed", revoked.tunnels);
-    audit::record_name(&office.store, "revoked", kind, client.name(), event).await?;
+    audit::record_name(&office.store, "revoked", client.kind(), client.name(), event).await?;
     office.expel(&client).await?;
     let again = if revoked.already { " already" } else { "" };
     println!("{} is revoked{again}; {}", client.name(), ended(revoked.tunnels));

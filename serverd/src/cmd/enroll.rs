@@ -11,11 +11,11 @@ use rssh_proto::{RouterId, Tag, UserId};
 
 use super::audit;
 use crate::args::{DeviceAdd, Offer, Request};
-use crate::broker::Client;
 use crate::office::Office;
 use crate::pki::{CertificateRequest, Domain};
 use crate::ssh_keygen;
 use crate::store::{Kind, NewEnrolment};
+use crate::who::Who;
 
 /// How long a token may be used, in seconds: a month.
 const LONGEST_S: u64 = 31 * 86_400;
@@ -24,7 +24,7 @@ pub(super) async fn router(office: &Office, id: RouterId, request: &Request) -> 
     office.store.add_identity(Kind::Router, id.as_str()).await?;
     issue(office, Domain::Servers, id.as_str(), request).await?;
     enrolled(office, Kind::Router, id.as_str()).await?;
-    office.admit(&Client::Router(id)).await
+    office.admit(&Who::Router(id)).await
 }
 
 pub(super) async fn device(add: DeviceAdd) -> Result<()> {
@@ -54,14 +54,14 @@ pub(super) async fn device(add: DeviceAdd) -> Result<()> {
     office.store.describe_device(&id, &tags, &[]).await?;
     issue(&office, Domain::Devices, id.as_str(), &request).await?;
     enrolled(&office, Kind::Device, id.as_str()).await?;
-    office.admit(&Client::Device(id)).await
+    office.admit(&Who::Device(id)).await
 }
 
 pub(super) async fn user(office: &Office, name: UserId, request: &Request) -> Result<()> {
     office.store.add_identity(Kind::User, name.as_str()).await?;
     issue(office, Domain::Users, name.as_str(), request).await?;
     enrolled(office, Kind::User, name.as_str()).await?;
-    office.admit(&Client::User(name)).await
+    office.admit(&Who::User(name)).await
 }
 
 async fn enrolled(office: &Office, kind: Kind, name: &str) -> Result<()> {

@@ -6,13 +6,14 @@ use rssh_proto::ServerId;
 
 use super::enroll;
 use crate::args::{Broker, Ca, Request};
-use crate::broker::{self, Client};
+use crate::broker;
 use crate::config::Config;
 use crate::home::Home;
 use crate::office::Office;
 use crate::pki::{self, CertificateRequest, Domain, Pki};
 use crate::sshd;
 use crate::store::Kind;
+use crate::who::Who;
 
 pub(super) fn ca(command: Ca) -> Result<()> {
     match command {
@@ -77,7 +78,7 @@ pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> 
     let host_key = sshd::public_host_key(config)?;
     sshd::keep_host_certificate(config, &office.pki.certify_host(id.as_str(), &host_key)?)?;
     sshd::render(config)?;
-    office.admit(&Client::Server(id.clone())).await?;
+    office.admit(&Who::Server(id.clone())).await?;
     println!("{id}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Enrolment: identities, keys and certificates.
 
 use rssh_proto::DeviceId;
+use sqlx::postgres::PgQueryResult;
 
 use super::{Store, StoreError};
 use crate::pki::{ADMIN, Issued};
@@ -90,12 +91,7 @@ impl Store {
             .bind(key.as_str())
             .execute(&self.pool)
             .await;
-            match done {
-                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
-                    Err(StoreError::KeyTaken(key.to_string()))
-                }
-                other => Ok(other.map(|_| ())?),
-            }
+            keyed(key, done)
         })
         .await
     }
@@ -133,5 +129,13 @@ impl Store {
             Ok(())
         })
         .await
+    }
+}
+
+/// What became of giving a device a key, which only one may have.
+pub(super) fn keyed(key: &PublicKey, done: Result<PgQueryResult, sqlx::Error>) -> Result<(), StoreError> {
+    match done {
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(StoreError::KeyTaken(key.to_string())),
+        other => Ok(other.map(drop)?),
     }
 }

@@ -41,6 +41,14 @@ macro_rules! entry_columns {
     };
 }
 
+/// A chain's head as the database has it.
+fn head((seq, hash): (i64, Vec<u8>)) -> Head {
+    Head {
+        seq: uncounter(seq),
+        hash,
+    }
+}
+
 fn read(row: &PgRow) -> Result<Entry, StoreError> {
     let detail: &str = row.try_get("detail")?;
     Ok(Entry {
@@ -74,16 +82,12 @@ impl Store {
     pub async fn audit(&self, chain: &str, events: &[Event]) -> Result<Head, StoreError> {
         let text = serde_json::to_string(events).map_err(|error| StoreError::value("an event", error))?;
         self.within(async {
-            let (seq, hash): (i64, Vec<u8>) =
-                sqlx::query_as("SELECT head_seq, head_hash FROM audit_append($1, $2::jsonb)")
-                    .bind(chain)
-                    .bind(text)
-                    .fetch_one(&self.pool)
-                    .await?;
-            Ok(Head {
-                seq: uncounter(seq),
-                hash,
-            })
+            let head = sqlx::query_as("SELECT head_seq, head_hash FROM audit_append($1, $2::jsonb)")
+                .bind(chain)
+                .bind(text)
+                .fetch_one(&self.pool)
+                .await?;
+            Ok(self::head(head))
         })
         .await
     }
@@ -94,15 +98,12 @@ impl Store {
     /// When the database is away.
     pub async fn audit_anchor(&self, chain: &str) -> Result<Head, StoreError> {
         self.within(async {
-            let (seq, hash): (i64, Vec<u8>) = sqlx::query_as("SELECT head_seq, head_hash FROM audit_anchor($1, $2)")
+            let head = sqlx::query_as("SELECT head_seq, head_hash FROM audit_anchor($1, $2)")
                 .bind(chain)
                 .bind(Event::now("anchor").at_us)
                 .fetch_one(&self.pool)
                 .await?;
-            Ok(Head {
-                seq: uncounter(seq),
-                hash,
-            })
+            Ok(self::head(head))
         })
         .await
     }
@@ -203,11 +204,9 @@ impl Store {
                     .await?;
             let mut known = Known::default();
             for (chain, seq, hash, base_seq, base_hash) in heads {
-                let head = |seq, hash| Head {
-                    seq: uncounter(seq),
-                    hash,
-                };
-                known.ends.insert(chain, (head(base_seq, base_hash), head(seq, hash)));
+                known
+                    .ends
+                    .insert(chain, (head((base_seq, base_hash)), head((seq, hash))));
             }
             for (chain, seq, hash) in anchors {
                 known.anchors.insert((chain, uncounter(seq)), hash);

@@ -2,6 +2,7 @@
 
 use rssh_proto::{DeviceId, Tag, Tags};
 
+use super::admin::keyed;
 use super::{Kind, Store, StoreError, stored};
 use crate::ssh_keygen::PublicKey;
 
@@ -186,12 +187,7 @@ impl Store {
             .bind(overlap_s)
             .execute(&self.pool)
             .await;
-            match done {
-                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
-                    Err(StoreError::KeyTaken(key.to_string()))
-                }
-                other => Ok(other.map(|_| ())?),
-            }
+            keyed(key, done)
         })
         .await
     }

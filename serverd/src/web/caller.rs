@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use rssh_proto::{DeviceId, RouterId, ServerId, UserId};
+use rssh_proto::UserId;
 use serde::{Deserialize, Serialize};
 
 use super::Web;
@@ -16,37 +16,7 @@ use super::tls::{Certificate, Shown};
 use crate::pki::Domain;
 use crate::store::Kind;
 use crate::token::{ApiToken, Scope};
-
-/// A known identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Who {
-    Device(DeviceId),
-    User(UserId),
-    Server(ServerId),
-    Router(RouterId),
-}
-
-impl Who {
-    /// What it is.
-    pub const fn kind(&self) -> Kind {
-        match self {
-            Self::Device(_) => Kind::Device,
-            Self::User(_) => Kind::User,
-            Self::Server(_) => Kind::Server,
-            Self::Router(_) => Kind::Router,
-        }
-    }
-
-    /// Its id.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Device(id) => id.as_str(),
-            Self::User(id) => id.as_str(),
-            Self::Server(id) => id.as_str(),
-            Self::Router(id) => id.as_str(),
-        }
-    }
-}
+use crate::who::Who;
 
 /// How the caller proved itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,12 +16,12 @@ use rssh_proto::{DeviceId, HostPort, RouterId, ServerId, UserId};
 use super::body::Json;
 use super::problem::Problem;
 use super::{BODY_LIMIT, Web};
-use crate::broker::Client;
 use crate::config::Config;
 use crate::office::Office;
 use crate::pki::{CertificateRequest, Domain, PkiError};
 use crate::ssh_keygen::PublicKey;
 use crate::store::{Kind, StoreError};
+use crate::who::Who;
 
 /// How many host keys a device's sshd may have.
 const MAX_HOST_KEYS: usize = 8;
@@ -87,7 +87,7 @@ pub(super) fn kept<T: std::str::FromStr<Err: std::fmt::Display>>(name: &str) -> 
         .map_err(|error| Problem::internal("the token's name is no id", &error))
 }
 
-async fn admit(office: &Office, client: &Client) -> Result<(), Problem> {
+async fn admit(office: &Office, client: &Who) -> Result<(), Problem> {
     office.admit(client).await.map_err(|error| {
         tracing::warn!(error = format!("{error:#}"), "enrolment");
         Problem::busy("the broker could not be told; try again in a moment")
@@ -136,7 +136,7 @@ async fn device(State(web): State<Web>, Json(asked): Json<EnrolDevice>) -> Resul
         .await?;
     let issued = office.issue(Domain::Devices, device.as_str(), &csr).await;
     let issued = issued.map_err(|error| unsigned(&error))?;
-    admit(office, &Client::Device(device.clone())).await?;
+    admit(office, &Who::Device(device.clone())).await?;
     tracing::info!(%device, tags = ?admission.tags, "enrolled");
     web.server.audit.record(Event::now("device-enrolled").device(&device));
     let trust = trust(office)?;
@@ -159,7 +159,7 @@ async fn user(State(web): State<Web>, Json(asked): Json<EnrolUser>) -> Result<ax
     office.store.add_identity(Kind::User, user.as_str()).await?;
     let issued = office.issue(Domain::Users, user.as_str(), &csr).await;
     let issued = issued.map_err(|error| unsigned(&error))?;
-    admit(office, &Client::User(user.clone())).await?;
+    admit(office, &Who::User(user.clone())).await?;
     tracing::info!(%user, "enrolled");
     web.server.audit.record(Event::now("user-enrolled").user(&user));
     Ok(axum::Json(UserEnrolled {
@@ -193,7 +193,7 @@ async fn server(State(web): State<Web>, Json(asked): Json<EnrolServer>) -> Resul
             Ok((https, certificate, office.pki.name_master()?.key(&server)))
         })
         .map_err(|error| unsigned(&error.into()))?;
-    admit(office, &Client::Server(server.clone())).await?;
+    admit(office, &Who::Server(server.clone())).await?;
     tracing::info!(%server, "enrolled");
     web.server
         .audit
@@ -217,7 +217,7 @@ async fn router(State(web): State<Web>, Json(asked): Json<EnrolRouter>) -> Resul
     let issued = office.issue(Domain::Servers, router.as_str(), &csr).await;
     let issued = issued.map_err(|error| unsigned(&error))?;
     let master = office.pki.name_master().map_err(|error| unsigned(&error.into()))?;
-    admit(office, &Client::Router(router.clone())).await?;
+    admit(office, &Who::Router(router.clone())).await?;
     tracing::info!(%router, "enrolled");
     web.server
         .audit

@@ -16,7 +16,7 @@ use rssh_proto::id::random_hex;
 
 use super::Web;
 use super::body::Json;
-use super::caller::{Caller, Who};
+use super::caller::Caller;
 use super::enrol::{host_keys, request, ssh_key, trust, unsigned, url};
 use super::problem::Problem;
 use crate::clock;
@@ -24,6 +24,7 @@ use crate::pki::Domain;
 use crate::ssh_keygen;
 use crate::store::Kind;
 use crate::token::Scope;
+use crate::who::Who;
 
 /// How long a challenge may be answered, in seconds.
 const CHALLENGE_S: i64 = 60;

@@ -84,6 +84,17 @@ impl Postgres {
         self.find().await.map(|(_, connection)| connection)
     }
 
+    /// Goes on with a connection that was kept, or else connects to the host that takes writes.
+    ///
+    /// # Errors
+    /// When no host does, within a moment.
+    pub async fn go_on(&self, kept: Option<PgConnection>) -> Result<PgConnection, sqlx::Error> {
+        match kept {
+            Some(live) => Ok(live),
+            None => self.connect().await,
+        }
+    }
+
     /// A pool of connections to the host that takes writes, wherever that is by then. Its first connection is made when
     /// it is needed.
     pub fn pool(&self, options: PgPoolOptions) -> (PgPool, Doubt) {

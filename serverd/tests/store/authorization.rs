@@ -1,14 +1,14 @@
 //! Who may open what, how much of it, and who may nothing any more.
 
-use rssh_proto::payload::{OpenRequest, TunnelState};
-use rssh_proto::{DeviceId, Failure, FailureKind, Target, TunnelId};
+use rssh_proto::payload::TunnelState;
+use rssh_proto::{Failure, FailureKind, Target, TunnelId};
 use rssh_serverd::clock::{self, UnixTime};
 use rssh_serverd::pki::Issued;
 use rssh_serverd::ssh_keygen::PublicKey;
 use rssh_serverd::store::{Devices, Grantee, Kind, Limited, NewEnrolment, Opening, StoreError, Terms, Verdict};
 use rssh_serverd::token::ApiToken;
 
-use crate::{KEY, PATIENT_MS, World, asker, bounds, device, grant, server_id, user};
+use crate::{KEY, PATIENT_MS, World, another, asker, bounds, device, grant, server_id, user};
 
 const OTHER_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIF4b4OqFP4OqF3b4OqFP4OqF3b4OqFP4OqF3b4OqFP4O";
 
@@ -156,16 +156,7 @@ async fn requests_at_the_same_moment_do_not_exceed_a_limit() {
             } else {
                 "bob"
             };
-            let request = OpenRequest {
-                device: device(),
-                target: Target::ssh(),
-                remote_port: None,
-                ttl_s: None,
-                idle_s: None,
-                new: true,
-                wait: false,
-                hold: true,
-            };
+            let request = another();
             racing.spawn(async move { store.open(&asker(name), &request, &bounds(PATIENT_MS)).await });
         }
         let outcomes: Vec<Opening> = racing.join_all().await.into_iter().map(Result::unwrap).collect();
@@ -393,18 +384,8 @@ async fn no_request_slips_past_a_revocation_at_the_same_moment() {
                 if nth == 5 {
                     store.revoke(kind, name).await.map(drop)
                 } else {
-                    let request = OpenRequest {
-                        device: "device-1".parse::<DeviceId>().unwrap(),
-                        target: Target::ssh(),
-                        remote_port: None,
-                        ttl_s: None,
-                        idle_s: None,
-                        new: true,
-                        wait: false,
-                        hold: true,
-                    };
                     store
-                        .open(&asker("alice"), &request, &bounds(PATIENT_MS))
+                        .open(&asker("alice"), &another(), &bounds(PATIENT_MS))
                         .await
                         .map(drop)
                 }

@@ -53,16 +53,7 @@ impl World {
 
     /// Asks for a tunnel to the device's ssh.
     async fn ask(&self, asker: &Asker, change: impl FnOnce(&mut OpenRequest)) -> Opening {
-        let mut request = OpenRequest {
-            device: device(),
-            target: Target::ssh(),
-            remote_port: None,
-            ttl_s: None,
-            idle_s: None,
-            new: false,
-            wait: false,
-            hold: true,
-        };
+        let mut request = OpenRequest::new(device(), Target::ssh());
         change(&mut request);
         self.store.open(asker, &request, &bounds(PATIENT_MS)).await.unwrap()
     }
@@ -136,6 +127,14 @@ fn asker(name: &str) -> Asker {
         user: user(name),
         session: SessionId::generate(),
         request: TunnelId::generate(),
+    }
+}
+
+/// A request for one more tunnel to the device's ssh, whatever there is.
+fn another() -> OpenRequest {
+    OpenRequest {
+        new: true,
+        ..OpenRequest::new(device(), Target::ssh())
     }
 }
 
@@ -360,16 +359,7 @@ async fn only_the_device_itself_claims_and_only_what_is_not_over() {
     );
 
     let late = asker("alice");
-    let request = OpenRequest {
-        device: device(),
-        target: Target::ssh(),
-        remote_port: None,
-        ttl_s: None,
-        idle_s: None,
-        new: true,
-        wait: false,
-        hold: true,
-    };
+    let request = another();
     world.store.open(&late, &request, &bounds(1)).await.unwrap();
     while world.tunnel(late.request).await.within_ms > 0 {}
     assert_eq!(

@@ -12,20 +12,12 @@ use serde_json::json;
 
 use crate::broker::Peer;
 use crate::thief::Thief;
-use crate::{all_of, fails, greeting, lab, lease, open, said, within};
+use crate::{administer, all_of, fails, greeting, lab, lease, open, said, within};
 
 /// A revocation is promised to act within five seconds; a noisy machine gets more.
 const SOON: Duration = Duration::from_secs(15);
 
-/// Runs a command of the administrator's; returns how it ended and what it wrote.
-pub(crate) fn administer(lab: &Lab, argv: &[&str]) -> std::process::Output {
-    let serverd = lab.programs().path("rssh-serverd");
-    let config = lab.dir().inside("servers/s1/admin.toml");
-    let argv = [&[serverd.to_str().unwrap()], argv, &["--config", &config]].concat();
-    lab.command(&Place::Core, &argv).output().unwrap()
-}
-
-/// The same for a command that has to succeed; returns what it wrote to stdout.
+/// Runs a command of the administrator's that has to succeed; returns what it wrote to stdout.
 #[track_caller]
 pub(crate) fn administered(lab: &Lab, argv: &[&str]) -> String {
     let output = administer(lab, argv);

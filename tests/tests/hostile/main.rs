@@ -23,13 +23,13 @@ use std::collections::HashSet;
 use std::fs;
 use std::num::NonZeroU32;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use rssh_lab::component::Component;
 use rssh_lab::place::{HEALTH_PORT, Place, server_address, socket};
 use rssh_lab::process::{PATIENTLY, PROMPTLY};
-use rssh_lab::testing::{all_of, first_line, greeting, said, within};
+use rssh_lab::testing::{administer, all_of, first_line, greeting, said, shared, within};
 use rssh_lab::{Action, Lab, Options};
 use rssh_proto::failure::FailureKind;
 use serde::Deserialize;
@@ -73,21 +73,13 @@ fn lab_alone() -> Shared<RwLockWriteGuard<'static, ()>> {
 
 /// The lab: up from the first that asks to the last that lets go.
 fn running() -> Arc<Lab> {
-    static RUNNING: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
-    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(lab) = running.upgrade() {
-        return lab;
-    }
     let options = Options {
         servers: NonZeroU32::new(SERVERS).unwrap(),
         devices: 55,
         users: 40,
         ..Options::default()
     };
-    let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
-    make_talkative(&lab);
-    *running = Arc::downgrade(&lab);
-    lab
+    shared(options, make_talkative)
 }
 
 /// Has serverd log each reservation, and sshd what it permits to whom.

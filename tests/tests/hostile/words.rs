@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rssh_proto::payload::{self, Request};
 
-use crate::administration::administer;
+use crate::administer;
 use crate::thief::robbed;
 use crate::{all_of, lab};
 

@@ -9,21 +9,11 @@ use rssh_lab::Lab;
 use rssh_lab::parts::server::url;
 use rssh_lab::place::Place;
 
-use crate::{all_of, lab};
-
-/// Runs a command of the operator's.
-fn operate(lab: &Lab, args: &[&str]) -> Output {
-    let program = lab.programs().path("rssh-serverd");
-    let config = lab.dir().inside("servers/s1/admin.toml");
-    let mut argv = vec![program.to_str().unwrap()];
-    argv.extend(args);
-    argv.extend(["--config", &config]);
-    lab.command(&Place::Core, &argv).output().unwrap()
-}
+use crate::{administer, all_of, lab};
 
 /// Has the operator make a token, and puts it where its owner alone reads it; returns its path as programs see it.
 fn token(lab: &Lab, args: &[&str], file: &str) -> String {
-    let made = operate(lab, args);
+    let made = administer(lab, args);
     assert!(made.status.success(), "{}", all_of(&made));
     put(lab, file, &made.stdout)
 }
@@ -114,7 +104,7 @@ fn a_fleets_token_names_nobody_and_takes_no_name_that_is_taken() {
 fn what_is_no_good_token_opens_nothing() {
     let lab = lab();
     // The token says whose server it is: another authority's is not believed, and the secret stays here.
-    let good = operate(&lab, &["device", "add", "pump-2"]).stdout;
+    let good = administer(&lab, &["device", "add", "pump-2"]).stdout;
     let text = String::from_utf8(good).unwrap();
     let (secret, authority) = text.trim().split_once('.').unwrap();
     let flipped: String = authority

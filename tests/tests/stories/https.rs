@@ -2,10 +2,9 @@
 
 use std::fs;
 
-use rssh_lab::place::Place;
 use serde_json::Value;
 
-use crate::{all_of, lab, said};
+use crate::{administer, all_of, lab, said};
 
 /// Asks with curl, as a user; returns the status and the answer's text.
 fn curl(lab: &rssh_lab::Lab, user: &str, path: &str, more: &[&str]) -> (u16, String) {
@@ -33,16 +32,6 @@ fn profile(lab: &rssh_lab::Lab, user: &str, file: &str) -> String {
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-/// An administrator's command.
-fn administer(lab: &rssh_lab::Lab, args: &[&str]) -> std::process::Output {
-    let program = lab.programs().path("rssh-serverd");
-    let config = lab.dir().inside("servers/s1/admin.toml");
-    let mut argv = vec![program.to_str().unwrap()];
-    argv.extend(args);
-    argv.extend(["--config", &config]);
-    lab.command(&Place::Core, &argv).output().unwrap()
 }
 
 /// Makes a token that acts for a user.

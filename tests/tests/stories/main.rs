@@ -15,29 +15,22 @@ mod tools;
 mod tunnel;
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use rssh_lab::process::PROMPTLY;
-use rssh_lab::testing::{all_of, greeting, said, within};
+use rssh_lab::testing::{administer, all_of, greeting, said, shared, within};
 use rssh_lab::{Lab, Options};
 use serde::Deserialize;
 
 /// The lab that stories share: up from the first that asks to the last that lets go.
 fn lab() -> Arc<Lab> {
-    static SHARED: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(lab) = shared.upgrade() {
-        return lab;
-    }
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
         devices: 20,
         users: 15,
         ..Options::default()
     };
-    let lab = Arc::new(Lab::temporary(options).unwrap_or_else(|error| panic!("{error:#}")));
-    *shared = Arc::downgrade(&lab);
-    lab
+    shared(options, |_| ())
 }
 
 /// What `rssh open --json` prints.

@@ -119,14 +119,8 @@ fn request(device: u32, id: TunnelId, deadline: Duration, new: bool) -> Result<R
         session: SessionId::generate(),
         deadline_ms: u32::try_from(deadline.as_millis())?,
         op: Operation::Open(OpenRequest {
-            device: device_name(device).parse()?,
-            target: "localhost:22".parse()?,
-            remote_port: None,
-            ttl_s: None,
-            idle_s: None,
             new,
-            wait: false,
-            hold: true,
+            ..OpenRequest::new(device_name(device).parse()?, "localhost:22".parse()?)
         }),
     })
 }
