@@ -32,10 +32,11 @@ use history::History;
 
 /// How long a target may take to accept a connection.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long one ssh may take from its start to the forward.
-const LANDING_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a tunnel that has never been up is tried.
-const FIRST_ATTEMPTS: u32 = 4;
+/// How long one ssh may take from its start to the forward. While somebody waits for it, it is half of what is left of
+/// their patience, so that one that hangs leaves time for another server; but no less than the second.
+const LANDING_TIMEOUT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(2));
+/// How often a tunnel that has never been up is tried: for about four seconds, which a load balancer may take to restart.
+const FIRST_ATTEMPTS: u32 = 6;
 /// Spread of the pause after the first failed attempt; it doubles up to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// Pause after a loss, and spread on top of it: the second that a server has to release the old lease, then jitter.
@@ -349,9 +350,11 @@ impl Tunnels {
         let number = self.number();
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
             tunnel.number = number;
-            tunnel.state = State::Landing {
-                until: now + LANDING_TIMEOUT,
-            };
+            let (longest, shortest) = LANDING_TIMEOUT;
+            let limit = tunnel.patience.map_or(longest, |patience| {
+                (patience.saturating_duration_since(now) / 2).clamp(shortest, longest)
+            });
+            tunnel.state = State::Landing { until: now + limit };
             let landing = tunnel.landing.clone();
             let attempt = Attempt { tunnel: id, number };
             self.commands.push(Command::Land { attempt, landing });

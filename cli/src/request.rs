@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! waiting for the broker --up--> sent --Accepted--> Answered --> Claimed --> over
-//!        |                        | ^ repeated with the same id after 1 s, 2 s, 4 s ..
+//!        |                        | ^ repeated with the same id after 1 s, 2 s, 2 s ..
 //!        +---- unreachable -------+---- nobody subscribes for a while, refused, deadline ----> over
 //! ```
 //! A shared subscription loses messages (a frozen server swallows its share), so a request is repeated with its id;
@@ -21,9 +21,10 @@ use rssh_proto::payload::{
 };
 use rssh_proto::{Failure, FailureKind, ServerId, SessionId, TunnelId};
 
-/// How long a request waits before it is first repeated; doubled with each further time up to [`LONGEST_PAUSE`].
+/// How long a request waits before it is first repeated; doubled with each further time up to [`LONGEST_PAUSE`]. That
+/// is short enough for several tries by the deadline: where one of two servers is frozen, each has an even chance.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The same for a request that waits for a device to come, hours perhaps: a server has it in its store by then.
 const WAITING_PAUSE: Duration = Duration::from_secs(30);
 /// How long the broker may say that nobody subscribes to requests before it is believed: servers restart.

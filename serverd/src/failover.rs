@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use rssh_proto::ServerId;
 use rssh_proto::audit::Event;
 use rssh_proto::topic::Topic;
@@ -26,12 +27,10 @@ const LANDINGS_PER_S: usize = 50;
 /// Watches the other servers, for ever.
 pub async fn run(server: Arc<Server>) {
     let ttl = server.config.redis.ttl.duration();
-    let mut suspicion = Suspicion::new(ttl);
-    let mut ticks = tokio::time::interval(ttl / 4);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut suspicion = Suspicion::new(ttl, HEALTH_WITHIN);
     let mut last = Instant::now();
     loop {
-        ticks.tick().await;
+        tokio::time::sleep(suspicion.poll_timeout(Instant::now())).await;
         // A pause of this process itself, frozen or starved, is no silence of the others.
         if last.elapsed() > ttl {
             suspicion.handle_database_away(Instant::now());
@@ -46,15 +45,22 @@ pub async fn run(server: Arc<Server>) {
             }
         };
         let beats: Vec<(ServerId, Beat)> = others.iter().map(|other| (other.id.clone(), other.beat)).collect();
-        for silent in suspicion.handle_beats(&beats, Instant::now()) {
-            let address = others
-                .iter()
-                .find(|other| other.id == silent)
-                .and_then(|other| other.health);
-            let healthy = match address {
-                Some(address) => is_healthy(address, &silent).await,
-                None => false,
-            };
+        // All at once: servers that share a switch are lost together.
+        let checks = suspicion
+            .handle_beats(&beats, Instant::now())
+            .into_iter()
+            .map(async |silent| {
+                let address = others
+                    .iter()
+                    .find(|other| other.id == silent)
+                    .and_then(|other| other.health);
+                let healthy = match address {
+                    Some(address) => is_healthy(address, &silent).await,
+                    None => false,
+                };
+                (silent, healthy)
+            });
+        for (silent, healthy) in join_all(checks).await {
             if let Some(beat) = suspicion.handle_health(&silent, healthy, Instant::now()) {
                 declare_lost(&server, &silent, beat).await;
             }

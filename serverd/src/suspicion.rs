@@ -29,20 +29,23 @@ struct Watched {
 #[derive(Debug)]
 pub struct Suspicion {
     ttl: Duration,
+    /// How long a health check may take. It begins so long before the time to live is over.
+    check: Duration,
     watched: HashMap<ServerId, Watched>,
 }
 
 impl Suspicion {
-    /// A watch with this time to live for heartbeats.
-    pub fn new(ttl: Duration) -> Self {
+    /// A watch with this time to live for heartbeats, and health checks that take up to `check`.
+    pub fn new(ttl: Duration, check: Duration) -> Self {
         Self {
             ttl,
+            check,
             watched: HashMap::new(),
         }
     }
 
     /// The database has answered with these heartbeats. Returns the servers whose health is to be checked now: they
-    /// have been silent for long enough.
+    /// have been silent for long enough, or will have been by the end of the check.
     pub fn handle_beats(&mut self, beats: &[(ServerId, Beat)], now: Instant) -> Vec<ServerId> {
         self.watched
             .retain(|id, _| beats.iter().any(|(beating, _)| beating == id));
@@ -56,7 +59,7 @@ impl Suspicion {
             if watched.beat != *beat {
                 *watched = fresh;
             }
-            if now.duration_since(watched.since) >= self.ttl {
+            if now.duration_since(watched.since) + self.check >= self.ttl {
                 silent.push(id.clone());
             }
         }
@@ -68,6 +71,20 @@ impl Suspicion {
         for watched in self.watched.values_mut() {
             watched.since = now;
         }
+    }
+
+    /// How long until the heartbeats are to be read again: until somebody's health is to be checked or their time is
+    /// over, and no longer than a quarter of it.
+    pub fn poll_timeout(&self, now: Instant) -> Duration {
+        let mut rest = self.ttl / 4;
+        for watched in self.watched.values() {
+            let silent = now.duration_since(watched.since);
+            let next = [self.ttl.saturating_sub(self.check), self.ttl];
+            if let Some(next) = next.into_iter().find(|next| *next > silent) {
+                rest = rest.min(next - silent);
+            }
+        }
+        rest
     }
 
     /// A health check has ended. Returns the beat at which the server is to be declared lost, if it is: the declaration
@@ -83,6 +100,7 @@ mod tests {
     use super::*;
 
     const TTL: Duration = Duration::from_secs(5);
+    const CHECK: Duration = Duration::from_secs(1);
 
     fn beats(counter: u64) -> Vec<(ServerId, Beat)> {
         let beat = Beat {
@@ -94,15 +112,17 @@ mod tests {
 
     #[test]
     fn silence_and_a_failing_check_together_make_a_server_lost() {
-        let (mut suspicion, start) = (Suspicion::new(TTL), Instant::now());
+        let (mut suspicion, start) = (Suspicion::new(TTL, CHECK), Instant::now());
         let id: ServerId = "s2".parse().unwrap();
         assert!(suspicion.handle_beats(&beats(7), start).is_empty());
+        assert!(suspicion.handle_beats(&beats(7), start + TTL / 2).is_empty());
+        let early = start + TTL - CHECK;
+        assert_eq!(suspicion.handle_beats(&beats(7), early), vec![id.clone()]);
         assert_eq!(
-            suspicion.handle_health(&id, false, start),
+            suspicion.handle_health(&id, false, early),
             None,
             "not silent for long enough"
         );
-        assert!(suspicion.handle_beats(&beats(7), start + TTL / 2).is_empty());
         assert_eq!(suspicion.handle_beats(&beats(7), start + TTL), vec![id.clone()]);
         assert_eq!(suspicion.handle_health(&id, true, start + TTL), None, "it answers");
         let lost = suspicion.handle_health(&id, false, start + TTL);
@@ -110,8 +130,23 @@ mod tests {
     }
 
     #[test]
+    fn the_next_look_is_when_something_may_be_decided() {
+        let (mut suspicion, start) = (Suspicion::new(TTL, CHECK), Instant::now());
+        assert_eq!(suspicion.poll_timeout(start), TTL / 4);
+        suspicion.handle_beats(&beats(1), start);
+        let mut looks = Vec::new();
+        let mut now = start;
+        while now < start + TTL * 3 / 2 {
+            now += suspicion.poll_timeout(now);
+            looks.push(now - start);
+        }
+        assert!(looks.contains(&(TTL - CHECK)) && looks.contains(&TTL), "{looks:?}");
+        assert!(looks.len() <= 9, "{looks:?}");
+    }
+
+    #[test]
     fn a_beat_or_an_absent_database_begins_the_watch_anew() {
-        let (mut suspicion, start) = (Suspicion::new(TTL), Instant::now());
+        let (mut suspicion, start) = (Suspicion::new(TTL, CHECK), Instant::now());
         let id: ServerId = "s2".parse().unwrap();
         suspicion.handle_beats(&beats(1), start);
         assert!(suspicion.handle_beats(&beats(2), start + TTL).is_empty());
@@ -124,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_server_that_is_gone_from_the_database_is_not_watched() {
-        let (mut suspicion, start) = (Suspicion::new(TTL), Instant::now());
+        let (mut suspicion, start) = (Suspicion::new(TTL, CHECK), Instant::now());
         suspicion.handle_beats(&beats(1), start);
         assert!(suspicion.handle_beats(&[], start + TTL).is_empty());
         assert!(suspicion.handle_beats(&beats(1), start + TTL).is_empty());

@@ -16,6 +16,8 @@ mod pause;
 mod targets;
 
 const TTL: Duration = Duration::from_secs(600);
+/// How long the asker waits.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn policy() -> Policy {
     let mut targets = Targets::default();
@@ -40,7 +42,7 @@ fn order(tunnel: TunnelId, epoch: u64) -> OpenOrder {
         lb: "127.0.0.1:2222".parse().unwrap(),
         other_lbs: Vec::new(),
         ssh_user: "rssh-tunnel".into(),
-        within_ms: 10_000,
+        within_ms: u32::try_from(PATIENCE.as_millis()).unwrap(),
         ttl_s: 600,
         jitter_ms: 0,
     }

@@ -101,7 +101,7 @@ fn a_request_is_repeated_with_its_id_and_what_is_left_of_its_time() {
     assert_eq!(second.id, first.id);
     assert_eq!(second.deadline_ms, 14_000);
     let (sent, commands) = run_out(&mut ask, start);
-    assert_eq!(sent, [3, 7, 11].map(Duration::from_secs));
+    assert_eq!(sent, [3, 5, 7, 9, 11, 13].map(Duration::from_secs));
     let failure = failure(&commands);
     assert_eq!(failure.kind, FailureKind::Deadline);
     assert!(
