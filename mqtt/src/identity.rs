@@ -6,9 +6,13 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
+
+use crate::renewal::Life;
+use crate::verify::Clockless;
 
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,17 +80,30 @@ impl Identity {
     /// # Errors
     /// When the certificate and the key do not belong together.
     pub fn client_config(&self) -> Result<rustls::ClientConfig, IdentityError> {
+        self.client()?
+            .with_client_auth_cert(self.certificates.clone(), self.key.clone_key())
+            .map_err(|source| self.unusable(source))
+    }
+
+    /// A TLS client that believes the identity's authorities, and is yet to be told what to show.
+    pub(crate) fn client(&self) -> Result<rustls::ConfigBuilder<rustls::ClientConfig, WantsClientCert>, IdentityError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = |source| IdentityError::Tls {
+        let begins = self.certificates.first().and_then(|own| Life::read(own));
+        let begins = begins.map_or(0, |life| life.from);
+        let verifier = Clockless::new(self.roots.clone(), begins, provider.clone());
+        let verifier = verifier.map_err(|source| self.unusable(source))?;
+        Ok(rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|source| self.unusable(source))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier))
+    }
+
+    fn unusable(&self, source: rustls::Error) -> IdentityError {
+        IdentityError::Tls {
             certificate: self.files.cert.clone(),
             source,
-        };
-        rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(tls)?
-            .with_root_certificates(self.roots.clone())
-            .with_client_auth_cert(self.certificates.clone(), self.key.clone_key())
-            .map_err(tls)
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod renewal;
 pub mod session;
 mod settings;
 pub mod toml_file;
+mod verify;
 pub mod way;
 
 pub use event::{Delivery, Event, Message, Publish, PublishError};

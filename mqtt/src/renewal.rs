@@ -40,10 +40,17 @@ impl Life {
             what: "certificate",
         };
         let certificates = identity::certificates(path)?;
-        let first = certificates.first().ok_or_else(none)?;
-        let (_, certificate) = X509Certificate::from_der(first).map_err(|_| none())?;
+        certificates
+            .first()
+            .and_then(|first| Self::read(first))
+            .ok_or_else(none)
+    }
+
+    /// Reads the life of a certificate in DER form, if it is one.
+    pub fn read(certificate: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let validity = certificate.validity();
-        Ok(Self {
+        Some(Self {
             from: validity.not_before.timestamp(),
             until: validity.not_after.timestamp(),
         })
@@ -101,17 +108,8 @@ impl Renewable {
     /// # Errors
     /// When the authorities cannot be read.
     pub fn client_config(self: &Arc<Self>) -> Result<ClientConfig, IdentityError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let identity = Identity::load(&self.files)?;
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|source| IdentityError::Tls {
-                certificate: self.files.cert.clone(),
-                source,
-            })?
-            .with_root_certificates(identity.roots)
-            .with_client_cert_resolver(self.clone());
-        Ok(config)
+        let client = Identity::load(&self.files)?.client()?;
+        Ok(client.with_client_cert_resolver(self.clone()))
     }
 
     /// The leaf certificate, in DER form.

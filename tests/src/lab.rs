@@ -14,6 +14,7 @@ use crate::component::{Component, Record};
 use crate::files;
 use crate::network::Networks;
 use crate::place::Place;
+use crate::postgres;
 use crate::process::{self, Process};
 use crate::programs::Programs;
 use crate::root::Root;
@@ -206,11 +207,18 @@ impl Lab {
     /// # Errors
     /// When the statement fails.
     pub fn psql(&self, sql: &str) -> Result<String> {
-        let psql = crate::postgres::program_dir()?.join("psql");
-        let answer = run::checked(&mut self.command(
-            &Place::Core,
-            &[&psql.to_string_lossy(), "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql],
-        ))?;
+        self.psql_as(postgres::ROLE, sql)
+    }
+
+    /// The same as one of the database's roles.
+    ///
+    /// # Errors
+    /// When psql fails.
+    pub fn psql_as(&self, role: &str, sql: &str) -> Result<String> {
+        let psql = postgres::program_dir()?.join("psql");
+        let psql = psql.to_string_lossy();
+        let argv = [&psql, "-U", role, "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql];
+        let answer = run::checked(&mut self.command(&Place::Core, &argv))?;
         Ok(answer.trim_end().to_owned())
     }
 

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod bench;
+pub mod cgroup;
 pub mod cli;
 pub mod component;
 pub mod control;

@@ -16,8 +16,8 @@ use crate::root::Root;
 use crate::run;
 use crate::setup::{self, Setup, numbered};
 
-/// The account that the server runs under: it refuses root.
-const ACCOUNT: &str = "postgres";
+/// The account that the server runs under, since it refuses root, and the role that may do anything.
+pub const ACCOUNT: &str = "postgres";
 /// The database of the product, and the role that owns it.
 pub const ROLE: &str = "rssh";
 /// The roles of the daemons.

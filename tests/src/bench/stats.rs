@@ -22,6 +22,19 @@ pub fn spread(values: &[f64]) -> f64 {
     quantile(values, 0.75) - quantile(values, 0.25)
 }
 
+/// How alike two series are (Pearson's coefficient): 1 when they rise and fall together, 0 when they have nothing to do
+/// with each other or one of them is flat.
+pub fn correlation(one: &[f64], other: &[f64]) -> f64 {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (one_mean, other_mean) = (mean(one), mean(other));
+    let product = |a: &[f64], a_mean: f64, b: &[f64], b_mean: f64| -> f64 {
+        a.iter().zip(b).map(|(a, b)| (a - a_mean) * (b - b_mean)).sum()
+    };
+    let both = product(one, one_mean, other, other_mean);
+    let scale = product(one, one_mean, one, one_mean) * product(other, other_mean, other, other_mean);
+    if scale > 0.0 { both / scale.sqrt() } else { 0.0 }
+}
+
 /// A measured thing and what it is measured against, round by round.
 #[derive(Debug, Clone, Default)]
 pub struct Pairs {
@@ -55,6 +68,15 @@ mod tests {
         assert_eq!(spread(&values), 1.5);
         assert_eq!(median(&[]), 0.0);
         assert_eq!(median(&[7.0]), 7.0);
+    }
+
+    #[test]
+    fn series_in_step_are_told_from_others() {
+        let one = [1.0, 2.0, 3.0, 4.0];
+        assert!((correlation(&one, &[11.0, 12.0, 13.0, 14.0]) - 1.0).abs() < 1e-9);
+        assert!((correlation(&one, &[4.0, 3.0, 2.0, 1.0]) + 1.0).abs() < 1e-9);
+        assert!(correlation(&one, &[1.0, -1.0, -1.0, 1.0]).abs() < 1e-9);
+        assert_eq!(correlation(&one, &[5.0; 4]), 0.0);
     }
 
     #[test]

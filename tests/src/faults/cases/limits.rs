@@ -1,24 +1,19 @@
-//! What runs out: ports, disks, descriptors, places for logins.
+//! What runs out: ports, disks, descriptors, processes.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
-use std::sync::Mutex;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::Action;
-use crate::bench::stats::quantile;
+use crate::cgroup::Group;
 use crate::faults::case::{Bound, Case, Measured};
-use crate::faults::scene::{Opened, PROBER, Scene, TIMEOUT, USER, sshd_says};
+use crate::faults::scene::{Opened, PROBER, Scene, TIMEOUT};
 use crate::place::{Place, device_name};
 use crate::run;
-
-/// Devices of a storm.
-const STORM: u32 = 300;
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -55,26 +50,15 @@ pub(super) const CASES: &[Case] = &[
         run: descriptors,
     },
     Case {
-        name: "storm-after-haproxy-restart",
-        injects: "HAProxy restarted under 300 tunnels of 300 devices",
-        bound: Bound::seconds("every tunnel is back", 90.0),
-        defence: "jitter on the agents, MaxStartups raised on the servers",
-        switch: Some("sshd's MaxStartups is 1"),
+        name: "sshd-processes-used-up",
+        injects: "a server's sshd may start no more processes",
+        bound: Bound::count("opens that failed", 0.0),
+        defence: "a login that ends at once is tried elsewhere; nothing that is there ends",
+        switch: Some("the other server takes no landings"),
         servers: 2,
-        devices: STORM,
+        devices: 6,
         ha: false,
-        run: |scene| storm(scene, "haproxy"),
-    },
-    Case {
-        name: "storm-after-broker-restart",
-        injects: "mosquitto restarted under 300 tunnels of 300 devices",
-        bound: Bound::seconds("every device is online", 90.0),
-        defence: "agents come back by themselves, after random pauses; tunnels do not pass through the broker",
-        switch: Some("30 agents are frozen"),
-        servers: 2,
-        devices: STORM,
-        ha: false,
-        run: |scene| storm(scene, "mosquitto"),
+        run: processes,
     },
 ];
 
@@ -176,8 +160,7 @@ fn descriptors(scene: &Scene) -> Result<Measured> {
     ]))?;
     scene.effect("the limit is set", files_soft(serverd.pid)? == now);
     if scene.without {
-        let config = scene.lab.dir().inside("servers/s2/serverd.toml");
-        scene.at(&Place::Server(2), &["rssh-serverd", "drain", "--config", &config])?;
+        drain_second(scene)?;
     }
     let (mut good, mut named) = (0, BTreeSet::new());
     for n in 0..8 {
@@ -217,6 +200,58 @@ fn descriptors(scene: &Scene) -> Result<Measured> {
     ))
 }
 
+fn processes(scene: &Scene) -> Result<Measured> {
+    scene.open_on(1, 1)?;
+    let sessions = (1..=4).map(|n| scene.session(n)).collect::<Result<Vec<_>>>()?;
+    let group = Group::of_pids("sshd-1")?;
+    for member in scene.members("sshd-1") {
+        group.take(member.pid.unsigned_abs())?;
+    }
+    if scene.without {
+        drain_second(scene)?;
+    }
+    let most = group.bound(true)?;
+    scene.fault(format!("sshd-1 may have {most} processes"));
+    let (mut failed, mut on_second, mut slowest) = (BTreeSet::new(), 0, Duration::ZERO);
+    for n in 0..12 {
+        let device = n % 2 + 5;
+        let answer = scene.try_open(PROBER, device, TIMEOUT)?;
+        slowest = slowest.max(answer.took);
+        if answer.succeeded() {
+            on_second += usize::from(answer.stdout.contains("\"server\":\"s2\""));
+            scene.close_tunnel(PROBER, device)?;
+        } else {
+            failed.insert(format!("{n}: {}", answer.stderr.trim()));
+        }
+    }
+    let refused = group.refused()?;
+    scene.effect(format!("{refused} processes were refused"), refused > 0);
+    group.bound(false)?;
+    scene.until(Duration::from_secs(60), "a tunnel lands on s1 again", || {
+        let answer = scene.try_open(PROBER, 5, TIMEOUT)?;
+        if answer.succeeded() {
+            scene.close_tunnel(PROBER, 5)?;
+        }
+        Ok(answer.stdout.contains("\"server\":\"s1\""))
+    })?;
+    ensure!(
+        sessions.iter().all(|session| session.goes_on(Duration::from_secs(5))),
+        "a session ended"
+    );
+    let slowest = slowest.as_secs_f64();
+    Ok(Measured::count(
+        failed.len(),
+        format!("{on_second} of 12 opens on the other server, the slowest {slowest:.2} s; {failed:?}"),
+    ))
+}
+
+/// Lets the second server take no more landings.
+fn drain_second(scene: &Scene) -> Result<()> {
+    let config = scene.lab.dir().inside("servers/s2/serverd.toml");
+    let drain = ["rssh-serverd", "drain", "--config", &config];
+    scene.at(&Place::Server(2), &drain).map(drop)
+}
+
 /// Column of a process's limit of open files in /proc/PID/limits: 3 is the soft one, 4 the hard one.
 fn limit_column(pid: i32, column: usize) -> Result<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
@@ -232,116 +267,4 @@ fn files_soft(pid: i32) -> Result<String> {
 
 fn files_limit(pid: i32) -> Result<String> {
     limit_column(pid, 4)
-}
-
-/// Opens a tunnel to every device, a few at a time.
-fn open_all(scene: &Scene, devices: u32) -> Result<Vec<Opened>> {
-    let next = Mutex::new(1..=devices);
-    let opened = Mutex::new(Vec::new());
-    let work = || -> Result<()> {
-        loop {
-            let Some(n) = next.lock().ok().and_then(|mut next| next.next()) else {
-                return Ok(());
-            };
-            let one = scene.open(n)?;
-            if let Ok(mut opened) = opened.lock() {
-                opened.push(one);
-            }
-        }
-    };
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| match worker.join() {
-            Ok(result) => result,
-            Err(_) => anyhow::bail!("a worker panicked"),
-        })
-    })?;
-    opened.into_inner().map_err(|_| anyhow::anyhow!("a worker panicked"))
-}
-
-/// Lets every sshd work on one login at a time; sessions live on.
-fn few_startups(scene: &Scene) -> Result<()> {
-    (1..=2).try_for_each(|n| sshd_says(scene, n, &["MaxStartups 1:100:1"]))
-}
-
-fn storm(scene: &Scene, component: &str) -> Result<Measured> {
-    let devices = scene.lab.options().devices;
-    let opened = open_all(scene, devices)?;
-    scene.until(Duration::from_secs(10), "every tunnel is seen", || {
-        Ok(opened.iter().all(|opened| scene.place_of(&opened.tunnel).is_some()))
-    })?;
-    if scene.without && component == "haproxy" {
-        few_startups(scene)?;
-    }
-    let from: Vec<usize> = (1..=2).map(|n| scene.log_length(&format!("sshd-{n}"))).collect();
-    let broker = component == "mosquitto";
-    let before = scene.lab.psql("SELECT id, generation FROM devices ORDER BY 1")?;
-    if scene.without && broker {
-        for n in 1..=30 {
-            scene.lab.ctl(Action::Stop, &format!("agentd-{n}"))?;
-        }
-    }
-    scene.ctl(Action::Restart, component)?;
-    let began = Instant::now();
-    let mut back = vec![None; opened.len()];
-    scene
-        .until(
-            Duration::from_secs(240),
-            "every tunnel is back and every device online",
-            || {
-                let above = u64::from(!broker);
-                for (span, opened) in back.iter_mut().zip(&opened) {
-                    if span.is_none() && scene.place_of(&opened.tunnel).is_some_and(|(epoch, _)| epoch > above) {
-                        *span = Some(began.elapsed().as_secs_f64());
-                    }
-                }
-                let online = !broker || {
-                    thread::sleep(Duration::from_millis(200));
-                    let now = scene
-                        .lab
-                        .psql("SELECT id, generation FROM devices WHERE online ORDER BY 1")?;
-                    now.lines().count() == before.lines().count()
-                        && now.lines().zip(before.lines()).all(|(now, before)| now != before)
-                };
-                Ok(online && back.iter().all(Option::is_some))
-            },
-        )
-        .with_context(|| format!("{} of {} are back", back.iter().flatten().count(), back.len()))?;
-    let took = began.elapsed();
-    let spans: Vec<f64> = back.into_iter().flatten().collect();
-    let logs: String = (1..=2)
-        .zip(from)
-        .map(|(n, from)| scene.log_since(&format!("sshd-{n}"), from))
-        .collect();
-    let dropped = logs.matches("MaxStartups").count() + logs.matches("drop connection").count();
-    ensure!(dropped == 0, "sshd dropped {dropped} logins");
-    for n in [1, devices / 2, devices] {
-        scene.login(n)?;
-    }
-    if broker {
-        let moved = scene.lab.psql("SELECT count(*) FROM live_leases WHERE epoch > 1")?;
-        ensure!(
-            moved == "0",
-            "{moved} tunnels landed again though only the broker was restarted"
-        );
-        scene.close_tunnel(USER, 1)?;
-    }
-    Ok(Measured::seconds(
-        took,
-        if broker {
-            "no tunnel moved".to_owned()
-        } else {
-            // As the servers saw it, in one go.
-            let claims = scene.lab.psql(
-                "SELECT round(extract(epoch FROM max(claimed_at) - min(claimed_at))::numeric, 2) || ' s, at most ' || \
-                 (SELECT max(n) FROM (SELECT count(*) AS n FROM live_leases \
-                 GROUP BY floor(extract(epoch FROM claimed_at) * 10)) AS tenths) || ' in a tenth' FROM live_leases",
-            )?;
-            format!(
-                "p50 {:.1} s, p90 {:.1} s; claims spread over {claims}; no login dropped",
-                quantile(&spans, 0.5),
-                quantile(&spans, 0.9)
-            )
-        },
-    ))
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod broker;
+mod device;
 mod ha;
 mod limits;
 mod messages;
@@ -9,6 +10,7 @@ mod network;
 mod router;
 mod server;
 mod stores;
+mod storm;
 
 use super::case::Case;
 
@@ -21,8 +23,10 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         broker::CASES,
         router::CASES,
         network::CASES,
+        device::CASES,
         messages::CASES,
         limits::CASES,
+        storm::CASES,
         ha::CASES,
     ]
     .into_iter()

@@ -9,6 +9,7 @@ use crate::Action;
 use crate::faults::case::{Bound, Case, Measured};
 use crate::faults::scene::{PROBER, Scene};
 use crate::place::{LB, LB_DEVICES, Place, TUNNEL_ACCOUNT};
+use crate::postgres::{ACCOUNT, SERVERD};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -20,7 +21,7 @@ pub(super) const CASES: &[Case] = &[
         servers: 2,
         devices: 5,
         ha: false,
-        run: |scene| postgres(scene, Action::Kill, Duration::from_secs(5)),
+        run: |scene| postgres(scene, Away::Killed, Duration::from_secs(5)),
     },
     Case {
         name: "postgres-frozen-5s",
@@ -31,7 +32,7 @@ pub(super) const CASES: &[Case] = &[
         servers: 2,
         devices: 5,
         ha: false,
-        run: |scene| postgres(scene, Action::Stop, Duration::from_secs(5)),
+        run: |scene| postgres(scene, Away::Frozen, Duration::from_secs(5)),
     },
     Case {
         name: "postgres-frozen-20s",
@@ -42,7 +43,18 @@ pub(super) const CASES: &[Case] = &[
         servers: 3,
         devices: 5,
         ha: false,
-        run: |scene| postgres(scene, Action::Stop, Duration::from_secs(20)),
+        run: |scene| postgres(scene, Away::Frozen, Duration::from_secs(20)),
+    },
+    Case {
+        name: "postgres-out-of-connections",
+        injects: "the servers' connections to PostgreSQL end, and no new ones are let in for 10 s",
+        bound: Bound::seconds("resumed", 10.0),
+        defence: "a server is lost only if the database answered throughout and its health check fails",
+        switch: Some("a living server is declared lost all the same"),
+        servers: 2,
+        devices: 5,
+        ha: false,
+        run: |scene| postgres(scene, Away::Full, Duration::from_secs(10)),
     },
     Case {
         name: "tunnel-expires-without-postgres",
@@ -128,7 +140,49 @@ fn refused_login(scene: &Scene, n: u32) -> Result<Duration> {
     Ok(took)
 }
 
-fn postgres(scene: &Scene, action: Action, lasts: Duration) -> Result<Measured> {
+/// How PostgreSQL is out of reach.
+#[derive(Clone, Copy)]
+enum Away {
+    Killed,
+    Frozen,
+    /// It has no connection left for servers.
+    Full,
+}
+
+impl Away {
+    fn begin(self, scene: &Scene) -> Result<()> {
+        match self {
+            Self::Killed => scene.ctl(Action::Kill, "postgres"),
+            Self::Frozen => scene.ctl(Action::Stop, "postgres"),
+            Self::Full => {
+                scene.fault("no connection is left for servers");
+                let limit = format!("ALTER ROLE {SERVERD} CONNECTION LIMIT 0");
+                scene.lab.psql_as(ACCOUNT, &limit)?;
+                let ended = scene.lab.psql_as(
+                    ACCOUNT,
+                    &format!(
+                        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{SERVERD}'"
+                    ),
+                )?;
+                scene.effect(format!("{ended} connections are ended"), ended != "0");
+                Ok(())
+            }
+        }
+    }
+
+    fn end(self, scene: &Scene) -> Result<()> {
+        match self {
+            Self::Killed => scene.start("postgres"),
+            Self::Frozen => scene.ctl(Action::Cont, "postgres"),
+            Self::Full => scene
+                .lab
+                .psql_as(ACCOUNT, &format!("ALTER ROLE {SERVERD} CONNECTION LIMIT -1"))
+                .map(drop),
+        }
+    }
+}
+
+fn postgres(scene: &Scene, away: Away, lasts: Duration) -> Result<Measured> {
     let sessions = (1..=3).map(|n| scene.session(n)).collect::<Result<Vec<_>>>()?;
     let servers = |scene: &Scene| {
         scene
@@ -142,7 +196,7 @@ fn postgres(scene: &Scene, action: Action, lasts: Duration) -> Result<Measured> 
     };
     let before = (servers(scene)?, leases(scene)?);
     let began = Instant::now();
-    scene.ctl(action, "postgres")?;
+    away.begin(scene)?;
     let refusal = refused_login(scene, 5)?;
     let answer = scene.try_open(PROBER, 4, Duration::from_secs(15))?;
     ensure!(!answer.succeeded(), "an open succeeded without PostgreSQL");
@@ -154,10 +208,7 @@ fn postgres(scene: &Scene, action: Action, lasts: Duration) -> Result<Measured> 
     });
     let logged_in = matches!(other, Ok(Ok(_)));
     let began = Instant::now();
-    match action {
-        Action::Kill => scene.start("postgres")?,
-        _ => scene.ctl(Action::Cont, "postgres")?,
-    }
+    away.end(scene)?;
     if scene.without {
         scene.until(Duration::from_secs(10), "PostgreSQL answers", || {
             Ok(scene.lab.psql("SELECT 1").is_ok())
