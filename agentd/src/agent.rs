@@ -27,6 +27,7 @@ use crate::control;
 use crate::network;
 use crate::process::{Process, since_boot};
 use crate::renew;
+use crate::rotate;
 use crate::ssh::inherit::{Adopted, Inherited, Record};
 use crate::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop};
 use crate::tunnel::{Attempt, Command, DIAL_TIMEOUT, Policy, Tunnels};
@@ -81,6 +82,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
         instance,
     } = prepared;
     let renewing = tokio::spawn(renew::run(config.clone(), renewable));
+    let rotating = tokio::spawn(rotate::keep(config.clone()));
     let (session, mut events, driver) = Session::new(settings);
     let driver = tokio::spawn(driver);
     let (happenings, mut happened) = mpsc::channel(HAPPENINGS);
@@ -135,6 +137,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
         }
     };
     renewing.abort();
+    rotating.abort();
     let commands = match leave {
         Leave::Closing => agent.tunnels.handle_shutdown(),
         Leave::Keeping => agent.tunnels.handle_departure(),

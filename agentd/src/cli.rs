@@ -11,7 +11,7 @@ use tracing::Level;
 use crate::config::Config;
 use crate::control::Order;
 use crate::enroll::{self, Enroll};
-use crate::{agent, ask, check, init};
+use crate::{agent, ask, check, init, rotate};
 
 /// Where packages keep the configuration.
 const CONFIG: &str = "/etc/rssh/agentd.toml";
@@ -69,6 +69,11 @@ enum Command {
     },
     /// Makes this device one of an installation: its keys are made here, its certificates come from there.
     Enroll(Enroll),
+    /// Gives this device's ssh another key; the one before stays good for a day, and tunnels that are up stay up.
+    RotateKey {
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+    },
     /// Says whether a configuration can be used, and what is wrong with it.
     CheckConfig {
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
@@ -191,6 +196,10 @@ fn run(command: Command) -> Result<(), Exit> {
             .map_err(misconfigured)
             .and_then(|config| config.check().map_err(misconfigured)),
         Command::Enroll(args) => runtime()?.block_on(enroll::run(args)).map_err(refused),
+        Command::RotateKey { config } => {
+            let config = Config::load(&config).map_err(misconfigured)?;
+            runtime()?.block_on(rotate::run(&config)).map_err(refused)
+        }
         Command::Init { device, dir } => init::init(&device, &dir).map_err(failed),
     }
 }

@@ -111,6 +111,9 @@ pub struct Ssh {
     /// way has another address; 300 bytes each time, while a tunnel is open only.
     #[serde(default = "Ssh::default_keep_alive")]
     pub keep_alive: Span,
+    /// How old the key may become before the agent has another one registered by itself; never, when absent.
+    #[serde(default)]
+    pub rotate_after: Option<Span>,
 }
 
 impl Ssh {

@@ -48,8 +48,30 @@ pub fn public_key(path: &Path) -> anyhow::Result<String> {
     }
 }
 
+/// The public half of a private key: its type and key (ssh-keygen(1), `-y`).
+///
+/// # Errors
+/// When ssh-keygen is missing, or the file holds no key.
+pub fn public_half(key: &Path) -> anyhow::Result<String> {
+    let output = Command::new("ssh-keygen")
+        .args(["-y", "-P", "", "-f"])
+        .arg(key)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .context("cannot run ssh-keygen; install the package openssh-client")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.split_whitespace().collect::<Vec<_>>()[..] {
+        [kind, public, ..] if output.status.success() => Ok(format!("{kind} {public}")),
+        _ => bail!("{} holds no private key", key.display()),
+    }
+}
+
 /// Runs `ssh-keygen` for an ed25519 key without a passphrase or a comment.
-fn generate(key: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it is missing or fails.
+pub fn generate(key: &Path) -> anyhow::Result<()> {
     let quiet: [&OsStr; 7] = ["-q", "-t", "ed25519", "-N", "", "-C", ""].map(OsStr::new);
     let status = Command::new("ssh-keygen")
         .args(quiet)

@@ -14,6 +14,7 @@ pub mod init;
 pub mod network;
 pub mod process;
 pub mod renew;
+pub mod rotate;
 pub mod rundir;
 pub mod ssh;
 pub mod tunnel;

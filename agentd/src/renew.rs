@@ -1,6 +1,7 @@
 //! The device's certificate renews itself; one that ended while the device lay in storage comes back by its SSH key.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use rssh_proto::enrolment::{Challenge, ChallengeRequest, RECOVERY_NAMESPACE, Rec
 use rssh_proto::{Failure, FailureKind, HttpsUrl};
 
 use crate::config::{Config, ConfigError};
+use crate::rotate;
 
 /// Renews for ever; where the configuration names nobody to ask, does nothing.
 pub async fn run(config: Config, renewable: Arc<Renewable>) {
@@ -40,6 +42,16 @@ fn proxies(config: &Config) -> Result<Proxies, Failure> {
 }
 
 async fn recover(config: &Config, url: &HttpsUrl) -> Result<(), Failure> {
+    let outcome = recover_by(config, url, &config.ssh.key).await;
+    // Where a change of the key was cut short for longer than the one before stays good, the next is the one.
+    let next = rotate::Keys::of(config).next();
+    match outcome {
+        Err(failure) if failure.kind == FailureKind::Denied && next.exists() => recover_by(config, url, &next).await,
+        outcome => outcome,
+    }
+}
+
+async fn recover_by(config: &Config, url: &HttpsUrl, key: &Path) -> Result<(), Failure> {
     let local = |error: IdentityError| Failure::new(FailureKind::Configuration, error.to_string());
     let files = config.identity();
     let csr = identity::certificate_request("rssh", &files.key).map_err(local)?;
@@ -63,7 +75,7 @@ async fn recover(config: &Config, url: &HttpsUrl) -> Result<(), Failure> {
             }
             Err(failure) => return Err(failure),
         };
-        let signature = sign(config, &recovery_text(&config.device, &challenge, &csr))
+        let signature = sign(key, &recovery_text(&config.device, &challenge, &csr))
             .map_err(|error| Failure::new(FailureKind::Configuration, format!("ssh-keygen cannot sign: {error}")))?;
         let answer = Recover {
             device: config.device.clone(),
@@ -77,10 +89,10 @@ async fn recover(config: &Config, url: &HttpsUrl) -> Result<(), Failure> {
 }
 
 /// Signs with the device's SSH key (ssh-keygen(1), `-Y sign`).
-fn sign(config: &Config, text: &str) -> std::io::Result<String> {
+fn sign(key: &Path, text: &str) -> std::io::Result<String> {
     let mut child = Command::new("ssh-keygen")
         .args(["-Y", "sign", "-q", "-n", RECOVERY_NAMESPACE, "-f"])
-        .arg(&config.ssh.key)
+        .arg(key)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -153,7 +153,7 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, IdentityError> {
     Ok(bytes)
 }
 
-/// Writes a secret with mode 0600, replacing the file in one step.
+/// Writes a secret with mode 0600, replacing the file in one step; one that was there keeps its owner.
 ///
 /// # Errors
 /// When the directory cannot be written.
@@ -181,6 +181,7 @@ fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError>
             .mode(mode)
             .open(&new)?;
         file.write_all(bytes)?;
+        keep_owner(path, &file)?;
         file.sync_all()?;
         fs::rename(&new, path)
     };
@@ -191,6 +192,20 @@ fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError>
             source,
         }
     })
+}
+
+/// Gives a file the owner of the one whose place it takes: what root changes, a daemon under its own account still reads.
+fn keep_owner(path: &Path, file: &fs::File) -> io::Result<()> {
+    let Ok(before) = fs::metadata(path) else { return Ok(()) };
+    let ours = file.metadata()?;
+    if (before.uid(), before.gid()) == (ours.uid(), ours.gid()) {
+        return Ok(());
+    }
+    match std::os::unix::fs::fchown(file, Some(before.uid()), Some(before.gid())) {
+        // Only root gives files away; to others it is theirs from now on.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
 }
 
 /// Makes a private key at `key` unless one is there, and a request for a certificate with this CN at `request`.

@@ -211,6 +211,23 @@ pub struct Renewed {
     pub trust: Trust,
 }
 
+/// What `POST /v1/server/name-key` answers to a server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NameKeyNow {
+    /// The key that it signs names with from now on, in base64.
+    pub name_key: String,
+}
+
+/// What `POST /v1/router/name-masters` answers to a router.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NameMastersNow {
+    /// The master of the name keys, in base64.
+    pub current: String,
+    /// The one before, while names by its keys are about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+}
+
 /// `POST /v1/recover/challenge`: a device whose certificate has expired still has its SSH key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -35,11 +35,11 @@ pub enum NameError {
 }
 
 /// The secret that all name keys derive from. Only routers hold it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct NameMaster(Vec<u8>);
 
 /// The secret with which one server signs names, as HAProxy takes it: base64.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct NameKey(Vec<u8>);
 
 macro_rules! secret {

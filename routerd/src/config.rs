@@ -118,7 +118,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The master of the servers' name keys, mode 0600.
     pub name_master: PathBuf,
-    /// The master before the last change, while names signed by its keys are still about.
+    /// The master before the last change, while names signed by its keys are still about: the file need not be there.
+    /// Beside the master when absent.
     #[serde(default)]
     pub name_master_previous: Option<PathBuf>,
     pub haproxy: HaproxyConfig,
@@ -401,11 +402,21 @@ impl Config {
                 .parse()
                 .map_err(|error| value(format!("{}: {error}", path.display())))
         };
-        let previous = self.name_master_previous.as_deref();
+        let previous = self.name_master_previous();
+        let previous = previous.exists().then_some(previous);
         Ok((
             read("name-master", &self.name_master)?,
-            previous.map(|path| read("name-master-previous", path)).transpose()?,
+            previous.map(|path| read("name-master-previous", &path)).transpose()?,
         ))
+    }
+
+    /// Where the master before lies, while there is one.
+    pub fn name_master_previous(&self) -> PathBuf {
+        self.name_master_previous.clone().unwrap_or_else(|| {
+            let mut name = self.name_master.file_name().unwrap_or_default().to_owned();
+            name.push("-previous");
+            self.name_master.with_file_name(name)
+        })
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::{Instant, interval, timeout};
 use crate::config::Config;
 use crate::files::Files;
 use crate::log;
+use crate::masters;
 use crate::plan::{Actual, Command, plan};
 use crate::route::{Desired, Local, Map, Routes, Rows, Source};
 use crate::runtime::{Outcome, Runtime};
@@ -94,6 +95,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let log = log::listen(&config.haproxy.dir, shared_socket).context("cannot open the socket for HAProxy's log")?;
     let tasks = [
         tokio::spawn(log::run(log, config.router.to_string(), database.clone())),
+        tokio::spawn(masters::follow(config.clone())),
         tokio::spawn(renew(config.url.clone(), config.mqtt.identity(), renewable)),
         tokio::spawn(source::redis::run(redis, every, sender.clone())),
         tokio::spawn(source::postgres::revocations(database.clone(), sender.clone())),

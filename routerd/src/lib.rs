@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod files;
 pub mod join;
 pub mod log;
+pub mod masters;
 pub mod plan;
 pub mod render;
 pub mod route;

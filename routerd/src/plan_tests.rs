@@ -184,3 +184,24 @@ fn commands_do_not_print_the_values_of_maps() {
     let command = Command::MapAdd(Map::KeysCurrent, "s1".into(), "c2VjcmV0".into());
     assert_eq!(format!("{command:?}"), "add s1 to keys-current.map");
 }
+
+#[test]
+fn a_key_is_the_one_before_as_soon_as_there_is_another() {
+    let keys = |current: &str, previous: Option<&str>| {
+        let rows = |key: &str| Rows::from([("s1".to_owned(), key.to_owned())]);
+        let mut maps = BTreeMap::from([(Map::KeysCurrent, rows(current))]);
+        maps.extend(previous.map(|previous| (Map::KeysPrevious, rows(previous))));
+        Desired {
+            maps,
+            ..Desired::default()
+        }
+    };
+    let actual = reached(&keys("old", None));
+    assert_eq!(
+        plan(&keys("new", Some("old")), &actual),
+        [
+            Command::MapAdd(Map::KeysPrevious, "s1".to_owned(), "old".to_owned()),
+            Command::MapSet(Map::KeysCurrent, "s1".to_owned(), "new".to_owned()),
+        ]
+    );
+}

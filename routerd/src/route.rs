@@ -103,10 +103,11 @@ pub enum Map {
 }
 
 impl Map {
+    /// In the order in which they change: a key becomes the one before, and then there is another.
     pub const ALL: [Self; 6] = [
         Self::Addresses,
-        Self::KeysCurrent,
         Self::KeysPrevious,
+        Self::KeysCurrent,
         Self::Revoked,
         Self::RevokedUsers,
         Self::RevokedSerials,

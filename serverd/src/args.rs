@@ -57,6 +57,9 @@ pub enum Command {
     /// Certificate authorities
     #[command(subcommand)]
     Ca(Ca),
+    /// The keys that host names are signed with
+    #[command(subcommand)]
+    Names(Names),
     /// The MQTT broker's configuration
     #[command(subcommand)]
     Broker(Broker),
@@ -125,6 +128,20 @@ pub enum Ca {
         #[arg(long, value_name = "FILE")]
         key_out: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Names {
+    /// Draw another master of all name keys; routers and servers take it by themselves, and no connection and no name is lost
+    Rotate {
+        #[command(flatten)]
+        at: WithConfig,
+        /// How long names by the keys before stay good
+        #[arg(long, value_name = "TIME", default_value = "1h")]
+        overlap: Span,
+    },
+    /// Take the master before back at once: names by its keys are refused within seconds
+    Retire(WithConfig),
 }
 
 #[derive(Debug, Subcommand)]

@@ -25,8 +25,8 @@ use crate::server::Server;
 use crate::store::Store;
 use crate::watcher::Watcher;
 use crate::{
-    address, audit, capacity, control, devices, failover, http, landing, local, peers, renewal, requests, sessions,
-    sshd, web,
+    address, audit, capacity, control, devices, failover, http, landing, local, name_key, peers, renewal, requests,
+    sessions, sshd, web,
 };
 
 /// How many messages are worked on at once; more wait at the broker.
@@ -81,7 +81,7 @@ pub async fn run(config: Config) -> Result<()> {
         store,
         session,
         watcher,
-        name_key,
+        name_key: Mutex::new(name_key),
         session_uid: account.uid.as_raw(),
         boot_id: process::boot_id()?,
         open_for_landings: AtomicBool::new(false),
@@ -124,7 +124,10 @@ pub async fn run(config: Config) -> Result<()> {
     let mut serving = tokio::spawn(http::serve(server.clone(), health));
     let acceptor = door.as_ref().map(web::Door::acceptor);
     let https = door.map(|door| tokio::spawn(web::serve(server.clone(), door)));
-    let renewing = tokio::spawn(renewal::run(server.config.clone(), renewable, acceptor));
+    let renewing = [
+        tokio::spawn(renewal::run(server.config.clone(), renewable, acceptor)),
+        tokio::spawn(name_key::follow(server.clone())),
+    ];
     let mut controlled = tokio::spawn(control::serve(server.clone(), orders));
     let mut registered = tokio::spawn(registry::run(server.clone(), signer));
     tracing::info!(server = %server.id, generation = %server.generation, "serving");
@@ -154,7 +157,7 @@ pub async fn run(config: Config) -> Result<()> {
     controlled.abort();
     registry::leave(&server).await;
     server.session.goodbye();
-    for task in tasks.into_iter().chain(https).chain([renewing]) {
+    for task in tasks.into_iter().chain(https).chain(renewing) {
         task.abort();
     }
     outcome

@@ -20,6 +20,8 @@ pub mod landing;
 pub mod lease;
 pub mod load;
 pub mod local;
+pub mod masters;
+pub mod name_key;
 pub mod office;
 pub mod pause;
 pub mod peers;

@@ -11,13 +11,14 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rssh_mqtt::identity::{self, IdentityError};
+use rssh_proto::UserId;
 use rssh_proto::enrolment::Trust;
 use rssh_proto::id::random_hex;
 use rssh_proto::text::quoted;
-use rssh_proto::{NameMaster, UserId, name::NameError};
 
 use crate::clock::{self, UnixTime};
 use crate::config::Admin;
+use crate::masters::{MasterError, MasterFiles};
 use crate::signer::{Key, Signer, SignerError};
 use crate::ssh_keygen::{self, Certify, KeygenError, PublicKey};
 use crate::sshd::HOST_ALIAS;
@@ -50,8 +51,8 @@ pub enum PkiError {
     Signer(#[from] SignerError),
     #[error(transparent)]
     Keygen(#[from] KeygenError),
-    #[error("{path}: {source}")]
-    Master { path: PathBuf, source: NameError },
+    #[error(transparent)]
+    Master(#[from] MasterError),
 }
 
 /// Which authority signs an identity: the domain it can act in.
@@ -185,8 +186,7 @@ impl Pki {
             all.push_str(&pem);
         }
         identity::write_public(&self.clients_ca(), all.as_bytes())?;
-        let master = NameMaster::generate().to_base64();
-        identity::write_secret(&self.dir.join("name-master"), format!("{master}\n").as_bytes())?;
+        self.masters().create()?;
         ssh_keygen::generate(&self.ssh_host_ca(), "rssh host CA")?;
         let host_ca = ssh_keygen::public_key(&self.ssh_host_ca().with_extension("pub"))?;
         identity::write_public(
@@ -349,16 +349,9 @@ impl Pki {
         })
     }
 
-    /// Reads the master of the name keys.
-    ///
-    /// # Errors
-    /// When the file is missing, exposed or not a master.
-    pub fn name_master(&self) -> Result<NameMaster, PkiError> {
-        let path = self.dir.join("name-master");
-        let text = identity::read_secret(&path)?;
-        String::from_utf8_lossy(&text)
-            .parse()
-            .map_err(|source| PkiError::Master { path, source })
+    /// The masters of the name keys.
+    pub fn masters(&self) -> MasterFiles {
+        MasterFiles::new(&self.dir)
     }
 
     /// The SSH CA that signs sshd's host keys.

@@ -32,7 +32,8 @@ pub struct Server {
     pub store: Store,
     pub session: Session,
     pub watcher: Watcher,
-    pub name_key: NameKey,
+    /// Another one may take its place while the server runs.
+    pub(crate) name_key: Mutex<NameKey>,
     /// The account of devices' sessions.
     pub session_uid: u32,
     pub boot_id: String,
@@ -75,6 +76,11 @@ impl Server {
     /// The lease machine. Never held across an await.
     pub fn leases(&self) -> MutexGuard<'_, Leases> {
         lock(&self.leases)
+    }
+
+    /// The key that names are signed with. Never held across an await.
+    pub fn name_key(&self) -> MutexGuard<'_, NameKey> {
+        lock(&self.name_key)
     }
 
     /// Where a leased port is bound.
@@ -181,7 +187,13 @@ impl Server {
     /// Signs the name of a port of this server for whoever bears it; also tells when it expires, in Unix seconds.
     pub fn bearer_name(&self, port: u16, valid_s: u32) -> (String, i64) {
         let until = clock::now().0.saturating_add(valid_s.into());
-        let name = SignedName::sign(&self.name_key, &self.id, port, u64::try_from(until).unwrap_or(0), None);
+        let name = SignedName::sign(
+            &self.name_key(),
+            &self.id,
+            port,
+            u64::try_from(until).unwrap_or(0),
+            None,
+        );
         (name.host(&self.config.public.domain), until)
     }
 
@@ -193,7 +205,7 @@ impl Server {
             let name_ttl = i64::try_from(self.config.tunnels.name_ttl.duration().as_secs()).unwrap_or(i64::MAX);
             let until = now.saturating_add(name_ttl.min(i64::from(tunnel.ttl_s)));
             let exp = u64::try_from(until).unwrap_or(0);
-            let name = SignedName::sign(&self.name_key, &self.id, *port, exp, Some(&tunnel.user));
+            let name = SignedName::sign(&self.name_key(), &self.id, *port, exp, Some(&tunnel.user));
             (name.host(&self.config.public.domain), until, until - now)
         });
         let (host, until, valid) = match signed {

@@ -93,6 +93,7 @@ mod tests {
             lb: None,
             program: "/usr/bin/ssh".into(),
             keep_alive: Span::seconds(5),
+            rotate_after: None,
         }
     }
 

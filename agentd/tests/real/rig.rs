@@ -161,6 +161,7 @@ printf '{{"claimed":{{"server":"s1","bind":"127.0.0.1","port":{granted},"epoch":
             lb: None,
             program: "/usr/bin/ssh".into(),
             keep_alive: Span::seconds(5),
+            rotate_after: None,
         }
     }
 

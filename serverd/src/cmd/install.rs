@@ -7,6 +7,7 @@ use rssh_proto::ServerId;
 use super::enroll;
 use crate::args::{Broker, Ca, Request};
 use crate::broker;
+use crate::clock;
 use crate::config::Config;
 use crate::home::Home;
 use crate::office::Office;
@@ -74,7 +75,7 @@ pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> 
         let issued = office.pki.issue_https(id.as_str(), &https.url.host(), &request)?;
         identity::write_public(&files.cert, issued.pem.as_bytes())?;
     }
-    home.keep_name_key(&office.pki.name_master()?.key(&id))?;
+    home.keep_name_key(&office.pki.masters().read(clock::now())?.key(&id))?;
     let host_key = sshd::public_host_key(config)?;
     sshd::keep_host_certificate(config, &office.pki.certify_host(id.as_str(), &host_key)?)?;
     sshd::render(config)?;

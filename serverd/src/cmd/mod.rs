@@ -5,6 +5,7 @@ mod authorization;
 mod enroll;
 mod install;
 mod join;
+mod names;
 mod token;
 
 use anyhow::{Context as _, Result};
@@ -36,6 +37,7 @@ pub async fn run(command: Command) -> Result<()> {
         Command::CheckConfig(at) => Config::load(&at.config).map(|_| ()).map_err(Into::into),
         Command::Migrate(at) => Ok(Store::new(&Config::load(&at.config)?.database)?.migrate().await?),
         Command::Ca(command) => install::ca(command),
+        Command::Names(command) => names::run(command).await,
         Command::Broker(command) => install::broker(&command),
         Command::Server(Server::Init { at, id }) => install::server(&Config::load(&at.config)?, id).await,
         Command::Sshd(Sshd::Nodelay(at)) => Ok(crate::sshd::nodelay(&Config::load(&at.config)?.sshd)?),

@@ -16,6 +16,7 @@ use rssh_proto::{DeviceId, HostPort, RouterId, ServerId, UserId};
 use super::body::Json;
 use super::problem::Problem;
 use super::{BODY_LIMIT, Web};
+use crate::clock;
 use crate::config::Config;
 use crate::office::Office;
 use crate::pki::{CertificateRequest, Domain, PkiError};
@@ -190,7 +191,11 @@ async fn server(State(web): State<Web>, Json(asked): Json<EnrolServer>) -> Resul
         .issue_https(server.as_str(), &host, &https_csr)
         .and_then(|https| {
             let certificate = office.pki.certify_host(server.as_str(), &host_key)?;
-            Ok((https, certificate, office.pki.name_master()?.key(&server)))
+            Ok((
+                https,
+                certificate,
+                office.pki.masters().read(clock::now())?.key(&server),
+            ))
         })
         .map_err(|error| unsigned(&error.into()))?;
     admit(office, &Who::Server(server.clone())).await?;
@@ -216,7 +221,8 @@ async fn router(State(web): State<Web>, Json(asked): Json<EnrolRouter>) -> Resul
     office.store.add_identity(Kind::Router, router.as_str()).await?;
     let issued = office.issue(Domain::Servers, router.as_str(), &csr).await;
     let issued = issued.map_err(|error| unsigned(&error))?;
-    let master = office.pki.name_master().map_err(|error| unsigned(&error.into()))?;
+    let masters = office.pki.masters().read(clock::now());
+    let master = masters.map_err(|error| unsigned(&error.into()))?.current;
     admit(office, &Who::Router(router.clone())).await?;
     tracing::info!(%router, "enrolled");
     web.server

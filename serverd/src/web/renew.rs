@@ -9,8 +9,8 @@ use ring::hmac;
 use rssh_proto::DeviceId;
 use rssh_proto::audit::Event;
 use rssh_proto::enrolment::{
-    CertifySsh, Challenge, ChallengeRequest, NewSshKey, RECOVERY_NAMESPACE, Recover, Renew, Renewed, SshCertified,
-    principal, recovery_text,
+    CertifySsh, Challenge, ChallengeRequest, NameKeyNow, NameMastersNow, NewSshKey, RECOVERY_NAMESPACE, Recover, Renew,
+    Renewed, SshCertified, principal, recovery_text,
 };
 use rssh_proto::id::random_hex;
 
@@ -20,6 +20,7 @@ use super::caller::Caller;
 use super::enrol::{host_keys, request, ssh_key, trust, unsigned, url};
 use super::problem::Problem;
 use crate::clock;
+use crate::masters::MasterError;
 use crate::pki::Domain;
 use crate::ssh_keygen;
 use crate::store::Kind;
@@ -34,6 +35,8 @@ const OVERLAP: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn routes() -> Router<Web> {
     Router::new()
         .route("/v1/renew", post(renew))
+        .route("/v1/server/name-key", post(name_key))
+        .route("/v1/router/name-masters", post(name_masters))
         .route("/v1/recover/challenge", post(challenge))
         .route("/v1/recover", post(recover))
         .route("/v1/device/ssh-key", post(new_ssh_key))
@@ -63,6 +66,33 @@ async fn renew(
     }
     tracing::info!(name, kind = caller.who.kind().name(), "renewed");
     Ok(axum::Json(renewed))
+}
+
+async fn name_key(State(web): State<Web>, caller: Caller) -> Result<axum::Json<NameKeyNow>, Problem> {
+    let Who::Server(server) = &caller.who else {
+        return Err(Problem::denied("only servers sign names"));
+    };
+    let masters = web.office()?.pki.masters().read(clock::now());
+    let masters = masters.map_err(|error| unreadable(&error))?;
+    Ok(axum::Json(NameKeyNow {
+        name_key: masters.key(server).to_base64(),
+    }))
+}
+
+async fn name_masters(State(web): State<Web>, caller: Caller) -> Result<axum::Json<NameMastersNow>, Problem> {
+    let Who::Router(_) = &caller.who else {
+        return Err(Problem::denied("only routers check names"));
+    };
+    let masters = web.office()?.pki.masters().read(clock::now());
+    let masters = masters.map_err(|error| unreadable(&error))?;
+    Ok(axum::Json(NameMastersNow {
+        current: masters.current.to_base64(),
+        previous: masters.previous.map(|previous| previous.to_base64()),
+    }))
+}
+
+fn unreadable(error: &MasterError) -> Problem {
+    Problem::internal("the masters of the name keys cannot be read", error)
 }
 
 /// A text that only this server could have made, for a while.
