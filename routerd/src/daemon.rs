@@ -91,8 +91,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let shared = Shared::default();
     let (sender, mut readings) = mpsc::channel(WAITING);
     let every = config.registry.reconcile.duration();
-    let shared_socket = config.haproxy.socket_group.is_some();
-    let log = log::listen(&config.haproxy.dir, shared_socket).context("cannot open the socket for HAProxy's log")?;
+    let log = log::listen(&config.haproxy.dir, config.haproxy.socket_group.as_ref())
+        .context("cannot open the socket for HAProxy's log")?;
     let tasks = [
         tokio::spawn(log::run(log, config.router.to_string(), database.clone())),
         tokio::spawn(masters::follow(config.clone())),

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use nix::unistd::Group;
 use rssh_proto::UserId;
 use rssh_proto::audit::Event;
 use rssh_proto::text::sanitize;
@@ -16,7 +17,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::config::PlainPath;
+use crate::config::{AccountName, PlainPath};
 
 /// The socket's name in HAProxy's directory.
 pub const SOCKET: &str = "audit.sock";
@@ -122,15 +123,24 @@ fn measured(event: Event, line: &Line) -> Event {
 /// Opens the socket. HAProxy's account reaches it by the group that it shares with us, where one is configured.
 ///
 /// # Errors
-/// When the directory cannot be written.
-pub fn listen(dir: &PlainPath, shared: bool) -> io::Result<UnixListener> {
+/// When the directory cannot be written, or we are not of that group.
+pub fn listen(dir: &PlainPath, group: Option<&AccountName>) -> io::Result<UnixListener> {
     let path = dir.join(SOCKET);
     match std::fs::remove_file(path.path()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(path.path())?;
-    let mode = if shared { 0o660 } else { 0o600 };
+    let mode = match group {
+        Some(group) => {
+            // Its own group would be ours alone, whatever its mode says.
+            let id = Group::from_name(&group.to_string())?
+                .ok_or_else(|| io::Error::other(format!("there is no group {group}; see haproxy.socket-group")))?;
+            std::os::unix::fs::chown(path.path(), None, Some(id.gid.as_raw()))?;
+            0o660
+        }
+        None => 0o600,
+    };
     std::fs::set_permissions(path.path(), std::fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
@@ -267,6 +277,31 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("alice"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_the_shared_groups_where_there_is_one() {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let at: PlainPath = dir.path().to_str().unwrap().parse().unwrap();
+        let seen = || {
+            let socket = std::fs::metadata(dir.path().join(SOCKET)).unwrap();
+            (socket.mode() & 0o777, socket.gid())
+        };
+        let own = listen(&at, None).unwrap();
+        assert_eq!(seen().0, 0o600);
+        drop(own);
+        // Whoever is not root gives files to groups of theirs only.
+        if nix::unistd::geteuid().is_root() {
+            let group: AccountName = "daemon".to_owned().try_into().unwrap();
+            let _shared = listen(&at, Some(&group)).unwrap();
+            let daemon = Group::from_name("daemon").unwrap().unwrap();
+            assert_eq!(seen(), (0o660, daemon.gid.as_raw()));
+        }
+        let nobodys: AccountName = "no-such-group".to_owned().try_into().unwrap();
+        let error = listen(&at, Some(&nobodys)).unwrap_err().to_string();
+        assert!(error.contains("no-such-group"), "{error}");
     }
 
     #[test]

@@ -309,7 +309,7 @@ pub enum User {
         #[arg(long)]
         all_the_same: bool,
     },
-    /// Put a pseudonym in the place of a revoked user in the audit trail, and drop the user's addresses from it
+    /// Put a pseudonym in the place of a revoked user wherever the database tells of one, and drop what was the user's alone
     Forget {
         name: UserId,
         #[command(flatten)]

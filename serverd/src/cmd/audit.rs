@@ -60,14 +60,17 @@ pub(super) async fn run(audit: Audit) -> Result<()> {
     }
 }
 
-/// Forgets a user who is revoked: the audit trail keeps what happened, under a name that means nobody.
+/// Forgets a user who is revoked: what happened is kept, under a name that means nobody.
 pub(super) async fn forget(at: &WithConfig, user: &UserId) -> Result<()> {
     let store = Store::new(&Config::load(&at.config)?.database)?;
-    if !store.is_revoked(user.as_str()).await? {
-        bail!("{user} is not revoked; a user is forgotten after: rssh-serverd user revoke {user}");
+    let forgotten = store.forget(user, &by_administrator("user-forgotten")).await?;
+    println!(
+        "{} events and {} tunnels are now those of {}",
+        forgotten.events, forgotten.tunnels, forgotten.pseudonym
+    );
+    if let Some(until) = forgotten.stays_until {
+        println!("the name stays revoked until its last certificate ends, {until} UTC; forget it again after that");
     }
-    let forgotten = store.audit_forget(user, &by_administrator("user-forgotten")).await?;
-    println!("{} events now tell of {}", forgotten.events, forgotten.pseudonym);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The audit trail in the database: appending, reading, forgetting, pruning.
+//! The audit trail in the database: appending, reading, pruning.
 
 use rssh_proto::audit::Event;
 use rssh_proto::{DeviceId, UserId};
@@ -15,14 +15,6 @@ pub struct Wanted {
     pub device: Option<DeviceId>,
     /// Microseconds since 1970.
     pub since_us: Option<i64>,
-}
-
-/// What forgetting a user did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forgotten {
-    /// What stands in the user's place.
-    pub pseudonym: String,
-    pub events: u64,
 }
 
 /// How many entries are read at once.
@@ -213,36 +205,6 @@ impl Store {
             }
             known.pseudonyms = pseudonyms.into_iter().map(|(pseudonym,)| pseudonym).collect();
             Ok(known)
-        })
-        .await
-    }
-
-    /// Puts a pseudonym in the place of a user in every event, and drops the addresses; the chains still verify.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn audit_forget(&self, user: &UserId, note: &Event) -> Result<Forgotten, StoreError> {
-        let pseudonym = format!("forgotten-{}", rssh_proto::id::random_hex::<8>());
-        let note = note.clone().with("pseudonym", pseudonym.as_str());
-        let text = serde_json::to_string(&[note]).map_err(|error| StoreError::value("an event", error))?;
-        self.within(async {
-            let mut tx = self.pool.begin().await?;
-            let done =
-                sqlx::query("UPDATE audit_events SET user_id = $2, source = NULL, salt = NULL WHERE user_id = $1")
-                    .bind(user.as_str())
-                    .bind(&pseudonym)
-                    .execute(&mut *tx)
-                    .await?;
-            sqlx::query("SELECT audit_append($1, $2::jsonb)")
-                .bind(crate::audit::ADMIN)
-                .bind(text)
-                .execute(&mut *tx)
-                .await?;
-            tx.commit().await?;
-            Ok(Forgotten {
-                pseudonym,
-                events: done.rows_affected(),
-            })
         })
         .await
     }

@@ -9,6 +9,7 @@
 mod admin;
 mod audit;
 mod enrolment;
+mod forget;
 mod grants;
 mod leases;
 mod openers;
@@ -22,8 +23,9 @@ mod tokens;
 mod tunnels;
 
 pub use admin::Kind;
-pub use audit::{Forgotten, Wanted};
+pub use audit::Wanted;
 pub use enrolment::{Admission, NewEnrolment};
+pub use forget::Forgotten;
 pub use grants::{Devices, Explanation, Grantee, Permission, Terms, Verdict};
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
 pub use openers::{Bounds, CloseOutcome, Opening};
@@ -77,6 +79,8 @@ pub enum StoreError {
     Token,
     #[error("{name} is revoked; to give the name back: rssh-serverd {kind} unrevoke {name}")]
     Revoked { kind: &'static str, name: String },
+    #[error("{0} is not revoked; a user is forgotten after: rssh-serverd user revoke {0}")]
+    NotRevoked(rssh_proto::UserId),
     #[error(
         "a certificate of {name} from before is valid until {until} UTC, and whoever holds it would be let in again; \
          wait until then, use another name, or say --all-the-same"

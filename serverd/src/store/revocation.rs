@@ -112,7 +112,7 @@ impl Store {
 }
 
 /// Locks the name's row, so that no request of its is half-way through its check.
-async fn lock(connection: &mut PgConnection, kind: Kind, name: &str) -> Result<(), StoreError> {
+pub(super) async fn lock(connection: &mut PgConnection, kind: Kind, name: &str) -> Result<(), StoreError> {
     let sql = match kind {
         Kind::Device => "SELECT 1 FROM devices WHERE id = $1 FOR NO KEY UPDATE",
         Kind::User => "SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE",

@@ -3,7 +3,7 @@
 use rssh_proto::audit::Event;
 use rssh_serverd::audit::{Entry, Verifier};
 use rssh_serverd::config::Database;
-use rssh_serverd::store::{Store, Wanted};
+use rssh_serverd::store::{Kind, Store, Wanted};
 use sqlx::{Connection as _, Executor as _};
 
 use crate::postgres::Postgres;
@@ -17,7 +17,7 @@ fn event(nth: u64) -> Event {
         .with("nth", nth)
 }
 
-async fn faults(store: &Store) -> Vec<String> {
+pub(crate) async fn faults(store: &Store) -> Vec<String> {
     let mut verifier = Verifier::new(store.audit_known().await.unwrap());
     store.audit_chains(|entry| verifier.take(entry)).await.unwrap();
     verifier.finish();
@@ -36,7 +36,7 @@ async fn all(store: &Store, wanted: &Wanted) -> Vec<Entry> {
     entries
 }
 
-async fn sql(url: &str, statement: &str) -> Result<(), sqlx::Error> {
+pub(crate) async fn sql(url: &str, statement: &str) -> Result<(), sqlx::Error> {
     let mut connection = sqlx::PgConnection::connect(url).await?;
     connection.execute(sqlx::AssertSqlSafe(statement.to_owned())).await?;
     connection.close().await
@@ -125,13 +125,15 @@ async fn forgetting_and_pruning_leave_a_trail_that_holds() {
     let postgres = Postgres::shared();
     let (store, _) = postgres.database().await;
     two_chains(&store).await;
+    store.add_identity(Kind::User, "alice").await.unwrap();
+    store.revoke(Kind::User, "alice").await.unwrap();
     let alices = Wanted {
         user: Some(user("alice")),
         ..Wanted::default()
     };
     assert_eq!(all(&store, &alices).await.len(), 6);
     let forgotten = store
-        .audit_forget(&user("alice"), &Event::now("user-forgotten"))
+        .forget(&user("alice"), &Event::now("user-forgotten"))
         .await
         .unwrap();
     assert_eq!(forgotten.events, 6);

@@ -4,6 +4,7 @@
 
 mod audit;
 mod authorization;
+mod forget;
 mod postgres;
 
 use std::sync::Arc;
@@ -33,8 +34,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::with_url().await.0
+    }
+
+    /// The same, and how to reach the database as its owner.
+    async fn with_url() -> (Self, String) {
         let postgres = Postgres::shared();
-        let store = postgres.store().await;
+        let (store, url) = postgres.database().await;
         for (kind, name) in [
             (Kind::User, "alice"),
             (Kind::User, "bob"),
@@ -45,10 +51,11 @@ impl World {
         }
         store.add_device(&device(), &KEY.parse().unwrap()).await.unwrap();
         grant(&store, "alice", &Devices::One(device()), &[]).await;
-        Self {
+        let world = Self {
             _postgres: postgres,
             store,
-        }
+        };
+        (world, url)
     }
 
     /// Asks for a tunnel to the device's ssh.

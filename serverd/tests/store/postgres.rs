@@ -64,12 +64,7 @@ impl Postgres {
         panic!("PostgreSQL does not come up");
     }
 
-    /// A database of its own with the schema of this version.
-    pub(crate) async fn store(&self) -> Store {
-        self.database().await.0
-    }
-
-    /// The same, and how to reach it as its owner.
+    /// A database of its own with the schema of this version, and how to reach it as its owner.
     pub(crate) async fn database(&self) -> (Store, String) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}", COUNT.fetch_add(1, Ordering::Relaxed));
