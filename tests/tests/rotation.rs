@@ -248,3 +248,94 @@ fn a_devices_ssh_key_changes_and_its_tunnels_live_on() {
     });
     said(&lab, "alice", &["rssh", "open", "device-2", "--new", "--json"]);
 }
+
+/// Runs a command of the administrator's whose certificates live for a short while only, at one of the servers.
+fn briefly(lab: &Lab, server: u32, lifetime: &str, args: &str) {
+    let dir = lab.dir().inside(format!("servers/s{server}"));
+    let script = format!(
+        "sed 's/^accounts = .*/lifetime = \"{lifetime}\"/' {dir}/admin.toml > {dir}/brief.toml && {} {args} --config \
+         {dir}/brief.toml && rm {dir}/brief.toml",
+        lab.programs().path("rssh-serverd").display()
+    );
+    let output = lab
+        .command(&Place::Server(server), &["sh", "-c", &script])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", all_of(&output));
+}
+
+/// The end of the certificate that a command writes, in Unix seconds.
+fn end_of(lab: &Lab, certificate: &str) -> u64 {
+    let script = format!("date -d \"$({certificate} | openssl x509 -noout -enddate | cut -d= -f2)\" +%s");
+    let output = lab.command(&Place::Core, &["sh", "-c", &script]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.trim().parse().unwrap_or_else(|_| panic!("{}", all_of(&output)))
+}
+
+/// How often a component has logged something.
+fn times(lab: &Lab, component: &str, what: &str) -> usize {
+    fs::read_to_string(lab.log(component)).unwrap().matches(what).count()
+}
+
+#[test]
+fn certificates_of_servers_and_routers_renew_themselves_and_all_goes_on() {
+    const MONTHS: u64 = 60 * 86_400;
+    const CONNECTED: &str = "connected to the broker";
+    let lab = lab();
+    let inside = |below: &str| lab.dir().inside(below);
+    let https = format!(
+        "openssl s_client -connect {} </dev/null 2>/dev/null",
+        rssh_lab::place::socket(rssh_lab::place::server_address(2), rssh_lab::place::HTTPS_PORT)
+    );
+    let server = format!("cat {}", inside("servers/s2/state/server.pem"));
+    let router = format!("cat {}", inside("router/router.pem"));
+    let mut login = Login::new(&lab, "bob", "device-1");
+    login.answers("before");
+
+    briefly(&lab, 2, "45s", "server init");
+    let (csr, pem) = (inside("router/router.csr"), inside("router/router.pem"));
+    briefly(&lab, 1, "45s", &format!("router add lb1 --csr {csr} --cert-out {pem}"));
+    let before = times(&lab, "serverd-2", CONNECTED);
+    // They know their certificates from their start on.
+    lab.ctl(Action::Restart, "serverd-2").unwrap();
+    lab.ctl(Action::Restart, "routerd").unwrap();
+    within(PATIENTLY, "serverd-2 is connected", || {
+        times(&lab, "serverd-2", CONNECTED) > before
+    });
+    let balancer = haproxy(&lab);
+    let connected = times(&lab, "serverd-2", CONNECTED);
+    let refused = times(&lab, "routerd", "registration refused");
+    let first_end = end_of(&lab, &server)
+        .max(end_of(&lab, &router))
+        .max(end_of(&lab, &https));
+    assert!(first_end < now() + 60, "the certificates live long already");
+
+    for (what, certificate) in [("server's", &server), ("router's", &router), ("HTTPS", &https)] {
+        within(
+            PATIENTLY,
+            &format!("the {what} certificate lives for months again"),
+            || end_of(&lab, certificate) > now() + MONTHS,
+        );
+    }
+    within(PATIENTLY, "the certificates from before have ended", || {
+        now() > first_end
+    });
+    // What those signed would be refused now; what is registered goes on, by the new ones and on the same connections.
+    login.answers("after");
+    login.ends_well();
+    let beat = || {
+        lab.psql("SELECT counter FROM server_heartbeats WHERE server_id = 's2'")
+            .unwrap()
+    };
+    let at = beat();
+    within(PATIENTLY, "s2 goes on", || beat() != at);
+    assert_eq!(rssh_lab::parts::router::servers_up(lab.dir()).unwrap(), 2);
+    assert_eq!(
+        times(&lab, "serverd-2", CONNECTED),
+        connected,
+        "the broker's session broke"
+    );
+    assert_eq!(times(&lab, "routerd", "registration refused"), refused);
+    assert_eq!(haproxy(&lab), balancer, "HAProxy was reloaded");
+    said(&lab, "bob", &["rssh", "open", "device-1", "--new", "--json"]);
+}
