@@ -13,6 +13,7 @@ mod leases;
 mod secrets;
 mod tools;
 mod tunnel;
+mod web;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
