@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rssh_proto::{Failure, FailureKind, HttpsUrl};
 use rustls::pki_types::ServerName;
@@ -40,6 +41,8 @@ pub struct Client {
     tls: Arc<ClientConfig>,
     /// Nothing: as the environment says.
     proxies: Option<Proxies>,
+    /// How long a connection may take.
+    connects_within: Duration,
 }
 
 impl Client {
@@ -48,11 +51,17 @@ impl Client {
     /// # Errors
     /// When the identity's certificate and key do not belong together.
     pub fn new(url: HttpsUrl, identity: &Identity) -> Result<Self, IdentityError> {
-        Ok(Self {
+        Ok(Self::over(url, Arc::new(identity.client_config()?)))
+    }
+
+    /// A client that trusts and shows what this configuration says.
+    pub fn over(url: HttpsUrl, tls: Arc<ClientConfig>) -> Self {
+        Self {
             url,
-            tls: Arc::new(identity.client_config()?),
+            tls,
             proxies: None,
-        })
+            connects_within: PATIENCE,
+        }
     }
 
     /// A client without an identity, that trusts these authorities.
@@ -65,11 +74,7 @@ impl Client {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self {
-            url,
-            tls: Arc::new(tls),
-            proxies: None,
-        })
+        Ok(Self::over(url, Arc::new(tls)))
     }
 
     /// A client that knows no more than the SHA-256 of the servers' CA.
@@ -83,17 +88,20 @@ impl Client {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Pinned { authority, provider }))
             .with_no_client_auth();
-        Ok(Self {
-            url,
-            tls: Arc::new(tls),
-            proxies: None,
-        })
+        Ok(Self::over(url, Arc::new(tls)))
     }
 
     /// The same, through the proxies of a configuration; else those of the environment are taken.
     #[must_use]
     pub fn by(mut self, proxies: Proxies) -> Self {
         self.proxies = Some(proxies);
+        self
+    }
+
+    /// The same, with a connection made within a time.
+    #[must_use]
+    pub fn connects_within(mut self, time: Duration) -> Self {
+        self.connects_within = time;
         self
     }
 
@@ -124,11 +132,11 @@ impl Client {
                 Some(rustls::Error::InvalidCertificate(_)) => FailureKind::WrongCertificate,
                 _ => FailureKind::NobodyServing,
             };
-            let what = match kind {
-                FailureKind::WrongCertificate => "is not who it should be",
-                _ => "cannot be reached",
+            let (what, remedy) = match kind {
+                FailureKind::WrongCertificate => ("is not who it should be", "check the clock, and the url"),
+                _ => ("cannot be reached", "check the network, and the url"),
             };
-            Failure::new(kind, format!("{} {what}: {error}", self.url))
+            Failure::new(kind, format!("{} {what}: {error}; {remedy}", self.url))
         };
         let connect = async {
             let name = ServerName::try_from(address.host())
@@ -142,7 +150,7 @@ impl Client {
             handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
         };
         let timed_out = |_| away(io::ErrorKind::TimedOut.into());
-        let (sender, connection) = tokio::time::timeout(PATIENCE, connect)
+        let (sender, connection) = tokio::time::timeout(self.connects_within, connect)
             .await
             .map_err(timed_out)?
             .map_err(away)?;
@@ -177,42 +185,69 @@ impl Connection {
     pub async fn post<A: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> Result<A, Failure> {
         let internal = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Internal, error.to_string());
         let body = serde_json::to_vec(body).map_err(|error| internal(&error))?;
+        let exchange = async {
+            let response = self.send(path, body).await?;
+            self.body(response).await
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange).await;
+        let answer = answer.map_err(|error| self.broken(&error))??;
+        serde_json::from_slice(&answer)
+            .map_err(|error| internal(&format!("{} gave an answer that is not understood: {error}", self.url)))
+    }
+
+    /// Posts JSON, for an answer that may come bit by bit.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the answer is no success: the server's own words.
+    pub async fn stream(&mut self, path: &str, body: Vec<u8>) -> Result<Incoming, Failure> {
+        let response = self.send(path, body).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response.into_body()),
+            _ => Err(self.refusal(response).await),
+        }
+    }
+
+    async fn send(&mut self, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, Failure> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(path)
             .header(HOST, &self.host)
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
-            .map_err(|error| internal(&error))?;
-        let broken = |error: &dyn std::fmt::Display| {
-            Failure::new(
-                FailureKind::NobodyServing,
-                format!("the connection to {} broke: {error}", self.url),
-            )
-        };
-        let exchange = async {
-            let response = self
-                .sender
-                .send_request(request)
-                .await
-                .map_err(|error| broken(&error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
-            Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
-        };
-        let (status, body) = tokio::time::timeout(PATIENCE, exchange)
-            .await
-            .map_err(|error| broken(&error))??;
-        if status == StatusCode::OK {
-            return serde_json::from_slice(&body)
-                .map_err(|error| internal(&format!("{} gave an answer that is not understood: {error}", self.url)));
+            .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
+        let response = self.sender.send_request(request).await;
+        response.map_err(|error| self.broken(&error))
+    }
+
+    /// The whole of an answer that is a success.
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, Failure> {
+        match response.status() {
+            StatusCode::OK => {
+                let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+                Ok(body.map_err(|error| self.broken(&error))?.to_bytes())
+            }
+            _ => Err(self.refusal(response).await),
         }
-        Err(match serde_json::from_slice(&body) {
-            Ok(Problem { code, detail }) => Failure::new(code, detail),
-            Err(_) => Failure::new(
+    }
+
+    /// What an answer says that is no success.
+    async fn refusal(&self, response: Response<Incoming>) -> Failure {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+        let problem = body.ok().and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
+        match problem {
+            Some(Problem { code, detail }) => Failure::new(code, detail),
+            None => Failure::new(
                 FailureKind::NobodyServing,
                 format!("{} answered {status}; is it an installation of rssh?", self.url),
             ),
-        })
+        }
+    }
+
+    fn broken(&self, error: &dyn std::fmt::Display) -> Failure {
+        Failure::new(
+            FailureKind::NobodyServing,
+            format!("the connection to {} broke: {error}", self.url),
+        )
     }
 }
