@@ -1,10 +1,12 @@
 //! The table of cases, by what they hit.
 
+mod address;
 mod agent;
 mod broker;
 mod device;
 mod ha;
 mod limits;
+mod load;
 mod messages;
 mod network;
 mod router;
@@ -19,6 +21,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
     [
         agent::CASES,
         server::CASES,
+        address::CASES,
         stores::CASES,
         broker::CASES,
         router::CASES,
