@@ -157,7 +157,7 @@ fn render(config: Config) -> anyhow::Result<()> {
 fn check(config: &Config) -> anyhow::Result<()> {
     config.masters()?;
     Verifier::load(&config.registry.servers_ca)?;
-    rssh_stores::Redis::parse(&config.redis.url).map_err(|error| value("redis.url", &error))?;
+    config.redis().map_err(|error| value("redis.url", &error))?;
     rssh_stores::Postgres::parse(&config.database.url).map_err(|error| value("database.url", &error))?;
     for (key, path) in [
         ("haproxy.certificate", config.haproxy.certificate.path()),

@@ -124,7 +124,7 @@ pub struct Config {
     pub name_master_previous: Option<PathBuf>,
     pub haproxy: HaproxyConfig,
     pub mqtt: MqttConfig,
-    pub redis: UrlConfig,
+    pub redis: RedisConfig,
     pub database: UrlConfig,
     pub registry: RegistryConfig,
 }
@@ -285,7 +285,28 @@ impl MqttConfig {
     }
 }
 
-/// `[redis]` and `[database]`
+/// `[redis]`
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RedisConfig {
+    /// May hold a password: never printed.
+    pub url: String,
+    /// The password of the URL's user, in a file that its owner alone reads.
+    pub password_file: Option<PathBuf>,
+    /// The CA of Redis's certificate; that of `[mqtt]`, when absent.
+    pub ca: Option<PathBuf>,
+    /// What is shown to a Redis that asks for a certificate; this router's own, when absent.
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+impl fmt::Debug for RedisConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedisConfig(..)")
+    }
+}
+
+/// `[database]`
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct UrlConfig {
@@ -323,6 +344,23 @@ impl Config {
         let config: Self = toml_file::load(path)?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Redis, and what goes with its URL.
+    ///
+    /// # Errors
+    /// When the URL is wrong.
+    pub fn redis(&self) -> Result<rssh_stores::Redis, rssh_stores::UrlError> {
+        let (redis, own) = (&self.redis, self.mqtt.identity());
+        let files = rssh_stores::RedisFiles {
+            identity: IdentityFiles {
+                ca: redis.ca.clone().unwrap_or(own.ca),
+                cert: redis.cert.clone().unwrap_or(own.cert),
+                key: redis.key.clone().unwrap_or(own.key),
+            },
+            password: redis.password_file.clone(),
+        };
+        rssh_stores::Redis::parse(&redis.url, files)
     }
 
     fn check(&self) -> Result<(), ConfigError> {

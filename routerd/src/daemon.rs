@@ -12,7 +12,7 @@ use rssh_proto::enrolment::Renew;
 use rssh_proto::payload::{Presence, RouterStatus, ServerState, ServerStatus, V1};
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{HttpsUrl, ServerId, payload};
-use rssh_stores::{Postgres, Redis};
+use rssh_stores::Postgres;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout};
 
@@ -79,7 +79,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         revoked_users: BTreeSet::new(),
         revoked_serials: BTreeSet::new(),
     };
-    let redis = Redis::parse(&config.redis.url)
+    let redis = config
+        .redis()
         .context("redis.url in the configuration is not usable")?
         .with_announcements();
     let database = Postgres::parse(&config.database.url)

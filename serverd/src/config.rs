@@ -83,8 +83,15 @@ fn default_connections() -> u32 {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Redis {
-    /// `redis://host`, or `redis+sentinel://host,host:port/service` where Sentinels know the master.
+    /// `rediss://user@host`, or `rediss+sentinel://user@host,host:port/service` where Sentinels know the master.
     pub url: String,
+    /// The password of the URL's user, in a file that its owner alone reads.
+    pub password_file: Option<PathBuf>,
+    /// The CA of Redis's certificate; that of `[mqtt]`, when absent.
+    pub ca: Option<PathBuf>,
+    /// What is shown to a Redis that asks for a certificate; this server's own, when absent.
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
     /// How long this server's registration outlives its last heartbeat.
     #[serde(default = "default_ttl")]
     pub ttl: Span,
@@ -357,6 +364,9 @@ impl Config {
                 return Some(format!("{name} must be an absolute path without spaces or quotes"));
             }
         }
+        if let Err(error) = self.redis() {
+            return Some(format!("redis.url is not usable: {error}"));
+        }
         let account = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
         if self.sshd.user.is_empty() || self.sshd.user.starts_with('-') || !self.sshd.user.chars().all(account) {
             return Some("sshd.user is not the name of an account".into());
@@ -379,6 +389,23 @@ impl Config {
                 .clone()
                 .unwrap_or_else(|| self.state_dir.join("server.key")),
         }
+    }
+
+    /// Redis, and what goes with its URL.
+    ///
+    /// # Errors
+    /// When the URL is wrong.
+    pub fn redis(&self) -> Result<rssh_stores::Redis, rssh_stores::UrlError> {
+        let (redis, own) = (&self.redis, self.identity());
+        let files = rssh_stores::RedisFiles {
+            identity: IdentityFiles {
+                ca: redis.ca.clone().unwrap_or(own.ca),
+                cert: redis.cert.clone().unwrap_or(own.cert),
+                key: redis.key.clone().unwrap_or(own.key),
+            },
+            password: redis.password_file.clone(),
+        };
+        rssh_stores::Redis::parse(&redis.url, files)
     }
 
     fn servers_ca(&self) -> PathBuf {

@@ -23,6 +23,7 @@ use crate::process::{self, Holder};
 use crate::registry::{self, Signer};
 use crate::server::Server;
 use crate::store::Store;
+use crate::turns::Turns;
 use crate::watcher::Watcher;
 use crate::{
     address, audit, capacity, control, devices, failover, http, landing, local, name_key, peers, renewal, requests,
@@ -90,6 +91,8 @@ pub async fn run(config: Config) -> Result<()> {
         locals: local::Sessions::default(),
         audit,
         floods: Mutex::new(floods),
+        turns: Turns::default(),
+        places: Semaphore::new(AT_ONCE),
         refusals: Mutex::new(Floods::new(REFUSALS)),
         changed: Notify::new(),
         leases: Mutex::new(leases),
@@ -265,8 +268,10 @@ async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
             }
             Event::Down(down) => tracing::warn!(%down, "not connected to the broker"),
             Event::Message(message) => {
-                let Ok(place) = places.clone().acquire_owned().await else {
-                    return;
+                // A user's request waits for its own user's turn first, and keeps nobody else waiting meanwhile.
+                let place = match Topic::parse(&message.topic) {
+                    Some(Topic::UserRequest(_)) => None,
+                    _ => places.clone().acquire_owned().await.ok(),
                 };
                 let waited = pulse.handle_message(Instant::now());
                 let server = server.clone();

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 const REMEMBERED: usize = 50_000;
 /// How much of its rate a sender may save up.
 const BURST: Duration = Duration::from_secs(2);
+/// How many messages one counts for that was worked on in vain: whoever is at a limit and goes on asking is soon refused
+/// without the database being asked.
+const IN_VAIN: f64 = 10.0;
 
 /// What becomes of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,13 @@ impl Floods {
         Self {
             per_second: f64::from(per_second.max(1)),
             purses: HashMap::new(),
+        }
+    }
+
+    /// Takes that a message that was worked on came to nothing, by its sender's own limit.
+    pub fn handle_in_vain(&mut self, sender: &str) {
+        if let Some(purse) = self.purses.get_mut(sender) {
+            purse.messages = (purse.messages - (IN_VAIN - 1.0)).max(0.0);
         }
     }
 
@@ -97,6 +107,31 @@ mod tests {
             .filter(|_| floods.handle_message("mallory", later) == Flow::Take)
             .count();
         assert_eq!(taken, 15, "what was earned meanwhile");
+    }
+
+    #[test]
+    fn one_at_its_limit_is_soon_refused_without_work_and_heard_again_when_it_pauses() {
+        let mut floods = Floods::new(10);
+        let start = Instant::now();
+        let worked = |floods: &mut Floods, now| {
+            (0..20)
+                .filter(|_| {
+                    let taken = floods.handle_message("greedy", now) == Flow::Take;
+                    if taken {
+                        floods.handle_in_vain("greedy");
+                    }
+                    taken
+                })
+                .count()
+        };
+        assert_eq!(worked(&mut floods, start), 2, "of twenty that it had");
+        assert_eq!(
+            worked(&mut floods, start + Duration::from_secs(1)),
+            1,
+            "of ten that it earned"
+        );
+        assert_eq!(floods.handle_message("greedy", start + BURST * 2), Flow::Take);
+        floods.handle_in_vain("nobody");
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub mod sshd;
 pub mod store;
 pub mod suspicion;
 pub mod token;
+pub mod turns;
 pub mod watcher;
 pub mod web;
 pub mod who;

@@ -100,7 +100,7 @@ pub fn announce(server: &Server, state: ServerState) {
 /// When another process has this server's id, or the key cannot sign.
 pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryError> {
     let ttl = server.config.redis.ttl.duration();
-    let redis = Redis::parse(&server.config.redis.url)?;
+    let redis = server.config.redis()?;
     let mut connection = None;
     let mut ticks = tokio::time::interval(ttl / 4);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -183,7 +183,7 @@ async fn beat_redis(
 pub async fn leave(server: &Server) {
     announce(server, ServerState::Offline);
     let forget = async {
-        let redis = Redis::parse(&server.config.redis.url)?;
+        let redis = server.config.redis()?;
         let mut connection = redis.connect(&AsyncConnectionConfig::new()).await?;
         redis::pipe()
             .del(redis_key(&server.id))

@@ -52,8 +52,19 @@ pub fn too_many(server: &Server, user: UserId, request: Request, retry_after_s: 
     server.fail(&asker, None, Failure::busy(message, retry_after_s));
 }
 
-/// Carries a request out.
+/// Carries a request out, when it is its user's turn.
 pub async fn handle(server: Arc<Server>, user: UserId, request: Request) {
+    let began = Instant::now();
+    let Some(_turn) = server.turns.take(&user).await else {
+        return too_many(&server, user, request, 1);
+    };
+    let Ok(_place) = server.places.acquire().await else {
+        return;
+    };
+    // Nobody waits any more for what comes too late.
+    let Some(request) = in_time(request, began.elapsed()) else {
+        return;
+    };
     let asker = Asker {
         user,
         session: request.session,
@@ -149,6 +160,9 @@ async fn open(server: &Arc<Server>, asker: &Asker, request: &OpenRequest, deadli
             server
                 .audit
                 .record(event.with("target", target).with("why", kind(&failure)));
+            if failure.kind == FailureKind::Busy {
+                server.in_vain(asker.user.as_str());
+            }
             server.fail(asker, None, failure);
         }
         Ok(Opening::New(tunnel)) => {

@@ -11,7 +11,7 @@ use rssh_proto::payload::{self, Rank, Reply, ReplyBody, TunnelInfo, TunnelState,
 use rssh_proto::topic::Topic;
 use rssh_proto::{Failure, FailureKind, Generation, InstanceId, NameKey, ServerId, SignedName};
 use serde::Serialize;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::audit::Recorder;
 use crate::clock;
@@ -21,6 +21,7 @@ use crate::lease::Leases;
 use crate::local;
 use crate::process::Process;
 use crate::store::{Asker, Store, StoreError, Tunnel};
+use crate::turns::Turns;
 use crate::watcher::Watcher;
 
 /// The server; every task holds a reference.
@@ -48,6 +49,9 @@ pub struct Server {
     pub audit: Recorder,
     /// Who sends how much.
     pub(crate) floods: Mutex<Floods>,
+    /// Whose request is next, and how many are worked on at once.
+    pub(crate) turns: Turns,
+    pub(crate) places: Semaphore,
     /// Refusals that anyone can cause: so many are written down that they are seen, and not so many that they fill a disk.
     pub(crate) refusals: Mutex<Floods>,
     /// Wakes the timer after a change to the leases.
@@ -108,6 +112,11 @@ impl Server {
             // Whoever no longer waits is no fault.
             let _ = waiting.send(());
         }
+    }
+
+    /// Counts what a sender made us do in vain, by a limit of its own.
+    pub fn in_vain(&self, sender: &str) {
+        lock(&self.floods).handle_in_vain(sender);
     }
 
     /// Whether a message of a sender is worked on.

@@ -148,9 +148,9 @@ impl Setup {
                     broker::render(self, n)?;
                     components.push(broker::component(self, n));
                 }
-                start(&self.root, &self.programs, &components)
+                start(&self.root, &self.programs, &components)?;
+                redis::start(self)
             }),
-            Box::new(|| redis::start(self)),
         ];
         for n in self.users() {
             let keys = &authorized_keys;

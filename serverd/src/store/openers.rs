@@ -47,7 +47,11 @@ impl Store {
         self.within(async {
             let mut tx = self.pool.begin().await?;
             let opening = open(&mut tx, asker, request, bounds).await?;
-            tx.commit().await?;
+            match opening {
+                // It has written nothing but its locks, and a commit would wait for the disk.
+                Opening::Refused(_) => tx.rollback().await?,
+                _ => tx.commit().await?,
+            }
             Ok(opening)
         })
         .await

@@ -7,5 +7,5 @@ pub mod redis;
 mod url;
 
 pub use postgres::Postgres;
-pub use redis::Redis;
+pub use redis::{Redis, RedisFiles};
 pub use url::UrlError;

@@ -15,6 +15,8 @@ pub enum UrlError {
     Port(String),
     #[error("target_session_attrs={0} is of no use here; use read-write")]
     SessionAttrs(String),
+    #[error("#insecure would take any server for Redis; name its CA instead (redis.ca)")]
+    Insecure,
     #[error(transparent)]
     Postgres(#[from] sqlx::Error),
     #[error(transparent)]

@@ -44,7 +44,10 @@ pub fn create(setup: &Setup) -> Result<()> {
 }
 
 /// Makes a server's TLS certificate at `DIR/<below>/tls.{pem,key}`.
-fn tls(setup: &Setup, below: &str, names: &[&str]) -> Result<()> {
+///
+/// # Errors
+/// When the product's command fails.
+pub fn tls(setup: &Setup, below: &str, names: &[&str]) -> Result<()> {
     let (cert, key) = (
         setup.root.inside(format_args!("{below}/tls.pem")),
         setup.root.inside(format_args!("{below}/tls.key")),

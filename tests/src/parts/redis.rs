@@ -1,22 +1,26 @@
-//! Redis: in memory only, reached by unix socket only; or two and three Sentinels, on loopback ports of the lab's own.
+//! Redis: in memory only, reached by TLS and by its users' passwords; alone, or two of them and three Sentinels.
+//!
+//! Alone it asks for a client certificate too. Replicas and Sentinels have none: two take passwords only.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::component::Component;
 use crate::files;
+use crate::parts::pki;
 use crate::place::{Place, socket};
 use crate::ready::Ready;
 use crate::root::Root;
 use crate::setup::{self, Setup, numbered};
 
-const SOCKET: &str = "redis/redis.sock";
+/// Where its files are.
+pub const DIR: &str = "redis";
 /// Who may do what.
 const USERS: &str = "redis/users.acl";
 
-/// Where Redis and its Sentinels listen that are several.
-const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Where Redis and its Sentinels listen.
+pub const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 pub const PORTS: [u16; 2] = [6379, 6380];
 const SENTINELS: [u16; 3] = [26379, 26380, 26381];
 /// What the Sentinels call the master, and how many have to agree that it is gone.
@@ -30,72 +34,90 @@ pub enum User {
     Serverd,
     /// Reads them.
     Routerd,
+    /// Does anything: the lab's own, for replicas, Sentinels and faults.
+    Lab,
 }
 
 impl User {
-    fn name(self) -> &'static str {
+    const ALL: [Self; 3] = [Self::Serverd, Self::Routerd, Self::Lab];
+
+    /// Its name in Redis.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Serverd => "serverd",
             Self::Routerd => "routerd",
+            Self::Lab => "lab",
         }
     }
 
+    /// What it may do, as docs/security.md has it.
     fn rules(self) -> &'static str {
         match self {
-            Self::Serverd => "~rssh:server:* &rssh:servers +psetex +del +publish",
-            Self::Routerd => "%R~rssh:server:* &rssh:servers +scan +get +mget +subscribe",
+            Self::Serverd => "~rssh:server:* &rssh:servers +psetex +del +publish +role",
+            Self::Routerd => "%R~rssh:server:* &rssh:servers +scan +get +mget +subscribe +role",
+            Self::Lab => "~* &* +@all",
         }
     }
-}
 
-/// The registry as a URL, for one of its users; [`prepare`] has run. Several have the default user only: a Sentinel that
-/// finds the master does not know who asks.
-pub fn url(setup: &Setup, user: User) -> String {
-    if !setup.options.ha {
-        let password = password(&setup.root, user).unwrap_or_default();
-        let socket = setup.root.inside(SOCKET);
-        return format!("redis+unix://{socket}?user={}&pass={password}", user.name());
+    /// Where its password lies, relative to the lab's directory.
+    pub fn password(self) -> String {
+        format!("redis/{}.password", self.name())
     }
-    let sentinels = SENTINELS.map(|port| socket(HOST, port)).join(",");
-    format!("redis+sentinel://{sentinels}/{SERVICE}")
 }
 
-/// The password of a user.
-///
-/// # Errors
-/// When [`prepare`] has not run.
-pub fn password(root: &Root, user: User) -> Result<String> {
-    let users = files::read(&root.join(USERS))?;
-    let begins = format!("user {} on >", user.name());
-    let line = users.lines().find_map(|line| line.strip_prefix(&begins));
-    let password = line.and_then(|rest| rest.split(' ').next());
-    Ok(password.context("no such user of Redis")?.to_owned())
+/// The `[redis]` of a daemon's configuration.
+pub fn toml(setup: &Setup, user: User) -> String {
+    let (name, password) = (user.name(), setup.root.inside(user.password()));
+    let url = if setup.options.ha {
+        let sentinels = SENTINELS.map(|port| socket(HOST, port)).join(",");
+        format!("rediss+sentinel://{name}@{sentinels}/{SERVICE}")
+    } else {
+        format!("rediss://{name}@{}", socket(HOST, PORTS[0]))
+    };
+    format!("[redis]\nurl = \"{url}\"\npassword-file = \"{password}\"\n")
 }
 
-/// Makes its directory, and its users. The default user is the lab's own, for faults; only root reaches the socket.
+/// A command that asks server `n` something as the lab, by its unix socket.
+pub fn cli(root: &Root, n: u32, argv: &[&str]) -> Vec<String> {
+    let ask = "REDISCLI_AUTH=$(cat \"$0\") exec redis-cli --user lab --no-auth-warning -s \"$@\"";
+    let (password, socket) = (root.inside(User::Lab.password()), root.inside(unix_socket(n)));
+    let all = ["sh", "-c", ask, &password, &socket];
+    all.iter().chain(argv).map(|&word| word.to_owned()).collect()
+}
+
+fn unix_socket(n: u32) -> String {
+    format!("{DIR}/{}.sock", numbered("redis", n))
+}
+
+/// Makes its directory, and its users.
 ///
 /// # Errors
 /// When that cannot be made.
 pub fn prepare(root: &Root) -> Result<()> {
-    files::make_dir(&root.join("redis"))?;
-    let mut users = "user default on nopass ~* &* +@all\n".to_owned();
-    for user in [User::Serverd, User::Routerd] {
-        let password = uuid::Uuid::new_v4().simple();
+    files::make_dir(&root.join(DIR))?;
+    let mut users = "user default off\n".to_owned();
+    for user in User::ALL {
+        let password = uuid::Uuid::new_v4().simple().to_string();
         users += &format!("user {} on >{password} {}\n", user.name(), user.rules());
+        files::write_secret(&root.join(user.password()), password)?;
     }
     files::write_secret(&root.join(USERS), users)
 }
 
-/// Starts Redis.
+/// Starts Redis; there are authorities.
 ///
 /// # Errors
 /// When it does not come up.
 pub fn start(setup: &Setup) -> Result<()> {
-    if !setup.options.ha {
-        return setup::start(&setup.root, &setup.programs, &[alone(setup)]);
+    pki::tls(setup, DIR, &["--name", "redis", "--ip", &HOST.to_string()])?;
+    let mut servers = Vec::new();
+    for n in setup.twins() {
+        servers.push(server(setup, n)?);
     }
-    let both = [1, 2].map(|n| one_of_two(setup, n));
-    setup::start(&setup.root, &setup.programs, &both)?;
+    setup::start(&setup.root, &setup.programs, &servers)?;
+    if !setup.options.ha {
+        return Ok(());
+    }
     let mut sentinels = Vec::new();
     for (n, port) in (1..).zip(SENTINELS) {
         sentinels.push(sentinel(setup, n, port)?);
@@ -103,41 +125,52 @@ pub fn start(setup: &Setup) -> Result<()> {
     setup::start(&setup.root, &setup.programs, &sentinels)
 }
 
-/// A server of two: the second follows the first until Sentinels say otherwise.
-fn one_of_two(setup: &Setup, n: u32) -> Component {
-    let port = PORTS[n as usize - 1];
-    let (host, port_text, dir) = (HOST.to_string(), port.to_string(), setup.root.inside("redis"));
-    let name = numbered("redis", n);
-    let master = PORTS[0].to_string();
-    let mut argv = vec!["redis-server", "--bind", &host, "--port", &port_text, "--dir", &dir];
-    argv.extend([
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--daemonize",
-        "no",
-        "--repl-diskless-sync-delay",
-        "0",
-    ]);
-    if n == 2 {
-        argv.extend(["--replicaof", &host, &master]);
+/// Where it listens, and by which certificate; nothing is said in the clear.
+fn listening(setup: &Setup, port: u16) -> String {
+    let (dir, ca) = (setup.root.inside(DIR), pki::file(setup, "servers-ca.pem"));
+    let clients = if setup.options.ha { "no" } else { "yes" };
+    format!(
+        "bind {HOST}\nport 0\ntls-port {port}\ntls-replication yes\ntls-auth-clients {clients}\n\
+         tls-cert-file {dir}/tls.pem\ntls-key-file {dir}/tls.key\ntls-ca-cert-file {ca}\ndir {dir}\n"
+    )
+}
+
+/// A server; of two, the second follows the first until Sentinels say otherwise.
+fn server(setup: &Setup, n: u32) -> Result<Component> {
+    let (name, port) = (numbered("redis", n), PORTS[n as usize - 1]);
+    let mut config = listening(setup, port);
+    config += &format!(
+        "unixsocket {}\nunixsocketperm 700\naclfile {}\nsave \"\"\nappendonly no\ndaemonize no\n",
+        setup.root.inside(unix_socket(n)),
+        setup.root.inside(USERS),
+    );
+    if setup.options.ha {
+        let password = files::read(&setup.root.join(User::Lab.password()))?;
+        config += &format!("masteruser lab\nmasterauth {password}\nrepl-diskless-sync-delay 0\n");
     }
-    Component::new(name, Place::Core, &argv).ready(Ready::Tcp(SocketAddr::new(HOST.into(), port)))
+    if n == 2 {
+        config += &format!("replicaof {HOST} {}\n", PORTS[0]);
+    }
+    let below = format!("{DIR}/{name}.conf");
+    files::write_secret(&setup.root.join(&below), config)?;
+    let component = Component::new(name, Place::Core, &["redis-server", &setup.root.inside(&below)]);
+    Ok(component.ready(Ready::Tcp(SocketAddr::new(HOST.into(), port))))
 }
 
 /// A Sentinel; it keeps what it learns in its configuration.
 fn sentinel(setup: &Setup, n: u32, port: u16) -> Result<Component> {
-    let (below, master) = (format!("redis/sentinel-{n}.conf"), PORTS[0]);
-    let dir = setup.root.inside("redis");
-    files::write(
+    let (below, master) = (format!("{DIR}/sentinel-{n}.conf"), PORTS[0]);
+    let password = files::read(&setup.root.join(User::Lab.password()))?;
+    files::write_secret(
         &setup.root.join(&below),
-        format!(
-            "port {port}\nbind {HOST}\ndir {dir}\n\
-             sentinel monitor {SERVICE} {HOST} {master} {QUORUM}\n\
-             sentinel down-after-milliseconds {SERVICE} 1500\n\
-             sentinel failover-timeout {SERVICE} 10000\n"
-        ),
+        listening(setup, port)
+            + &format!(
+                "sentinel monitor {SERVICE} {HOST} {master} {QUORUM}\n\
+                 sentinel auth-user {SERVICE} lab\n\
+                 sentinel auth-pass {SERVICE} {password}\n\
+                 sentinel down-after-milliseconds {SERVICE} 1500\n\
+                 sentinel failover-timeout {SERVICE} 10000\n"
+            ),
     )?;
     Ok(Component::new(
         format!("sentinel-{n}"),
@@ -145,35 +178,4 @@ fn sentinel(setup: &Setup, n: u32, port: u16) -> Result<Component> {
         &["redis-server", &setup.root.inside(&below), "--sentinel"],
     )
     .ready(Ready::Tcp(SocketAddr::new(HOST.into(), port))))
-}
-
-/// The only server.
-fn alone(setup: &Setup) -> Component {
-    let socket = setup.root.inside(SOCKET);
-    let dir = setup.root.inside("redis");
-    Component::new(
-        "redis",
-        Place::Core,
-        &[
-            "redis-server",
-            "--port",
-            "0",
-            "--unixsocket",
-            &socket,
-            "--unixsocketperm",
-            "700",
-            "--aclfile",
-            &setup.root.inside(USERS),
-            "--dir",
-            &dir,
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--daemonize",
-            "no",
-        ],
-    )
-    .address(&socket)
-    .ready(Ready::Unix(SOCKET.to_owned()))
 }

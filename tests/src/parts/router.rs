@@ -90,9 +90,7 @@ ca = "{servers}"
 cert = "{dir}/router.pem"
 key = "{dir}/router.key"
 
-[redis]
-url = "{redis}"
-
+{redis}
 [database]
 url = "{database}"
 
@@ -112,7 +110,7 @@ servers-ca = "{servers}"
         public = public(n),
         brokers = broker::addresses(setup),
         limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
-        redis = redis::url(setup, redis::User::Routerd),
+        redis = redis::toml(setup, redis::User::Routerd),
         database = postgres::url(setup, postgres::ROUTERD),
     )
 }

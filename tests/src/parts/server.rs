@@ -109,9 +109,7 @@ ssh = {ssh}
 [database]
 url = "{database}"
 
-[redis]
-url = "{redis}"
-
+{redis}
 [mqtt]
 brokers = {brokers}
 ca = "{ca}"
@@ -134,7 +132,7 @@ url = "{url}"
         lb = router::doors(setup, LB_USERS),
         ssh = router::doors(setup, LB_DEVICES),
         database = postgres::url(setup, role),
-        redis = redis::url(setup, redis::User::Serverd),
+        redis = redis::toml(setup, redis::User::Serverd),
         brokers = broker::addresses(setup),
         ca = pki::file(setup, "servers-ca.pem"),
         helpers = setup.root.inside("helpers"),

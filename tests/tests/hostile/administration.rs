@@ -5,8 +5,6 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rssh_lab::Lab;
-use rssh_lab::parts::redis::{self, User};
-use rssh_lab::place::Place;
 use rssh_proto::{FailureKind, TunnelId};
 use serde_json::json;
 
@@ -162,60 +160,6 @@ fn a_grant_taken_away_ends_the_session_that_it_allowed_and_its_names() {
 }
 
 #[test]
-fn a_tenant_at_its_limit_hears_when_to_come_back_and_leaves_others_alone() {
-    let lab = lab();
-    let (greedy, quiet) = ("user-35", "user-36");
-    let opens = |user: &str, device: &str| -> Duration {
-        let began = Instant::now();
-        open(&lab, user, device, &["--new"]);
-        let took = began.elapsed();
-        said(&lab, user, &["rssh", "close", device, "--force"]);
-        took
-    };
-    let slowest = |times: u32| (0..times).map(|_| opens(quiet, "device-53")).max().unwrap();
-    opens(quiet, "device-53");
-    let alone = slowest(8);
-
-    administered(
-        &lab,
-        &[
-            "user",
-            "limit",
-            greedy,
-            "--max-tunnels",
-            "1",
-            "--opens-per-minute",
-            "600",
-        ],
-    );
-    open(&lab, greedy, "device-51", &[]);
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let beside = std::thread::scope(|scope| {
-        let lab = &*lab;
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let refused = lab.exec(greedy, &["rssh", "open", "device-51", "--new"]).unwrap();
-                    let text = all_of(&refused);
-                    assert_eq!(
-                        refused.status.code(),
-                        Some(i32::from(FailureKind::Busy.exit_code())),
-                        "{text}"
-                    );
-                    assert!(text.contains("of at most 1"), "{text}");
-                }
-            });
-        }
-        let beside = slowest(8);
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        beside
-    });
-    // Each of the greedy one's tries is a process on the same two cores; what is meant is that nothing waits for it.
-    let most = alone * 2 + Duration::from_secs(1);
-    assert!(beside <= most, "{beside:?} beside it, {alone:?} alone");
-}
-
-#[test]
 fn a_user_who_floods_is_told_to_wait_and_others_are_served() {
     let lab = lab();
     let flooder = Peer::user(&lab, "user-37");
@@ -234,52 +178,5 @@ fn a_user_who_floods_is_told_to_wait_and_others_are_served() {
         (&failed["kind"], &failed["retry_after_s"]),
         (&json!("busy"), &json!(1)),
         "{failed}"
-    );
-}
-
-#[test]
-fn in_redis_a_router_writes_nothing_and_a_server_only_registrations() {
-    let lab = lab();
-    let socket = lab.dir().inside("redis/redis.sock");
-    let ask = |user: User, name: &str, command: &[&str]| -> String {
-        let password = redis::password(lab.dir(), user).unwrap();
-        let argv = [
-            &["redis-cli", "-s", &socket, "--user", name, "--no-auth-warning"],
-            command,
-        ]
-        .concat();
-        let output = lab
-            .command(&Place::Core, &argv)
-            .env("REDISCLI_AUTH", password)
-            .output()
-            .unwrap();
-        all_of(&output)
-    };
-    for command in [
-        &["set", "rssh:server:s1", "x"][..],
-        &["del", "rssh:server:s1"],
-        &["psetex", "rssh:server:s9", "1000", "x"],
-        &["publish", "rssh:servers", "s1"],
-        &["get", "another"],
-        &["flushall"],
-        &["config", "get", "*"],
-        &["acl", "list"],
-    ] {
-        let said = ask(User::Routerd, "routerd", command);
-        assert!(said.contains("NOPERM"), "routerd: {command:?}: {said}");
-    }
-    for command in [
-        &["psetex", "another", "1000", "x"][..],
-        &["publish", "others", "x"],
-        &["get", "rssh:server:s1"],
-        &["flushall"],
-        &["eval", "return 1", "0"],
-    ] {
-        let said = ask(User::Serverd, "serverd", command);
-        assert!(said.contains("NOPERM"), "serverd: {command:?}: {said}");
-    }
-    assert!(
-        ask(User::Routerd, "routerd", &["get", "rssh:server:s1"]).contains("signature"),
-        "it may read"
     );
 }

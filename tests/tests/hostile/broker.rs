@@ -5,6 +5,7 @@ use std::process::{Child, Stdio};
 
 use rssh_lab::parts::broker;
 use rssh_lab::place::Place;
+use rssh_lab::process::Process;
 use rssh_lab::{Action, Lab};
 use rssh_proto::TunnelId;
 use serde_json::{Value, json};
@@ -91,6 +92,11 @@ impl<'a> Peer<'a> {
 
     /// Publishes the same line many times, as fast as the broker takes it.
     pub(crate) fn flood(&self, topic: &str, line: &str, times: usize) {
+        self.pour(topic, std::iter::repeat_n(line.to_owned(), times));
+    }
+
+    /// Publishes whatever lines come, as they come, until none will.
+    pub(crate) fn pour(&self, topic: &str, lines: impl Iterator<Item = String>) {
         let argv = self.argv("mosquitto_pub", &["-l", "-t", topic]);
         let mut child = self
             .lab
@@ -100,8 +106,11 @@ impl<'a> Peer<'a> {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let lines = format!("{line}\n").repeat(times);
-        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        for line in lines {
+            writeln!(stdin, "{line}").unwrap();
+        }
+        drop(stdin);
         assert!(child.wait().unwrap().success());
     }
 
@@ -156,6 +165,13 @@ impl<'a> Peer<'a> {
 pub(crate) struct Listener {
     child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Listener {
+    /// What listens.
+    pub(crate) fn process(&self) -> Process {
+        Process::with_pid(self.child.id().cast_signed()).unwrap()
+    }
 }
 
 impl Iterator for Listener {

@@ -24,7 +24,10 @@ fn secrets(dir: &Path, found: &mut Vec<String>) {
                     .take_while(|line| !line.starts_with('-'))
                     .collect();
                 found.push(body[body.len().saturating_sub(2)].to_owned());
-            } else if path.ends_with("name-master") || path.ends_with("name.key") {
+            } else if path.ends_with("name-master")
+                || path.extension().is_some_and(|extension| extension == "password")
+                || path.ends_with("name.key")
+            {
                 found.push(text.trim().to_owned());
             }
         }
@@ -53,20 +56,16 @@ fn no_secret_is_in_a_command_line_an_environment_a_log_or_redis() {
     for log in fs::read_dir(lab.dir().join("log")).unwrap().flatten() {
         seen += &String::from_utf8_lossy(&fs::read(log.path()).unwrap());
     }
-    let redis = lab
-        .command(
-            &rssh_lab::place::Place::Core,
-            &[
-                "sh",
-                "-c",
-                "cd \"$0\" && redis-cli -s redis.sock --scan | while read -r key; do \
-             redis-cli -s redis.sock get \"$key\"; done",
-                &lab.dir().inside("redis"),
-            ],
-        )
-        .output()
-        .unwrap();
-    let registry = String::from_utf8_lossy(&redis.stdout);
+    let keys = rssh_lab::parts::redis::cli(lab.dir(), 1, &["--scan"]);
+    let ask = |argv: &[String]| {
+        let argv: Vec<_> = argv.iter().map(String::as_str).collect();
+        let output = lab.command(&rssh_lab::place::Place::Core, &argv).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let registry: String = ask(&keys)
+        .lines()
+        .map(|key| ask(&rssh_lab::parts::redis::cli(lab.dir(), 1, &["get", key])))
+        .collect();
     assert!(registry.contains("signature"), "{registry}");
     seen += &registry;
     for secret in found {

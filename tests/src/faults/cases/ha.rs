@@ -171,11 +171,10 @@ fn redis_lost(scene: &Scene) -> Result<Measured> {
             scene.ctl(Action::Stop, &format!("sentinel-{n}"))?;
         }
     }
-    let [_, two] = redis::PORTS.map(|port| port.to_string());
     // It ends connections when its role changes.
     let asked = |argv: &[&str]| -> String {
-        let mut all = vec!["redis-cli", "-p", &two];
-        all.extend(argv);
+        let all = redis::cli(scene.lab.dir(), 2, argv);
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
         scene.at(&Place::Core, &all).unwrap_or_default()
     };
     let registered = || {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::Action;
 use crate::faults::case::{Bound, Case, Measured};
 use crate::faults::scene::{PROBER, Scene};
+use crate::parts::redis;
 use crate::place::{LB, LB_DEVICES, Place, TUNNEL_ACCOUNT};
 use crate::postgres::{ACCOUNT, SERVERD};
 
@@ -349,10 +350,8 @@ fn redis(scene: &Scene, action: Action) -> Result<Measured> {
 }
 
 fn redis_cli(scene: &Scene, argv: &[&str]) -> Result<String> {
-    let socket = scene.lab.dir().inside("redis/redis.sock");
-    let mut all = vec!["redis-cli", "-s", &socket];
-    all.extend(argv);
-    scene.at(&Place::Core, &all)
+    let all = redis::cli(scene.lab.dir(), 1, argv);
+    scene.at(&Place::Core, &all.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn keys(scene: &Scene) -> Result<String> {
