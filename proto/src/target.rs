@@ -165,11 +165,13 @@ impl FromStr for Target {
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
             return parse_port(text).map(Self::Local);
         }
-        if let Some(port) = text.strip_prefix("localhost:") {
-            return parse_port(port).map(Self::Local);
-        }
         if text.contains(':') {
-            return text.parse().map(Self::Host);
+            let address: HostPort = text.parse()?;
+            // However it is written: one target has one form.
+            return Ok(match &address.host {
+                Host::Name(name) if name == "localhost" => Self::Local(address.port),
+                _ => Self::Host(address),
+            });
         }
         text.parse().map(Self::Named)
     }
@@ -250,6 +252,7 @@ mod tests {
         for (text, shown) in [
             ("22", "localhost:22"),
             ("localhost:8080", "localhost:8080"),
+            ("LocalHost:22", "localhost:22"),
             ("192.168.1.10:502", "192.168.1.10:502"),
             ("[fe80::1]:22", "[fe80::1]:22"),
             ("Camera.lan:80", "camera.lan:80"),

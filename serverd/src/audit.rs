@@ -11,7 +11,8 @@ use ring::digest;
 use rssh_proto::audit::Event;
 use rssh_proto::{TunnelId, text};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::store::Store;
 
@@ -24,6 +25,8 @@ const BATCH: usize = 200;
 const GATHER: Duration = Duration::from_millis(200);
 /// How long after the database refused a batch it is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long the last events may take when the daemon ends.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How often the heads of all chains are noted in this one.
 const ANCHOR: Duration = Duration::from_secs(60);
 
@@ -39,6 +42,26 @@ pub struct Sealer {
     chain: String,
     events: mpsc::Receiver<Event>,
     lost: std::sync::Arc<AtomicU64>,
+}
+
+/// A sealer at work.
+pub struct Sealing {
+    task: JoinHandle<()>,
+    end: oneshot::Sender<()>,
+}
+
+impl Sealing {
+    /// Has what was recorded until now sealed, and ends it. Where the database is away for as long as this may take, the
+    /// log alone has the rest.
+    pub async fn finish(self) {
+        // One that has ended already needs no word.
+        let _ = self.end.send(());
+        let mut task = self.task;
+        if tokio::time::timeout(FAREWELL, &mut task).await.is_err() {
+            task.abort();
+            tracing::warn!("the database did not take the last events; only this log has them");
+        }
+    }
 }
 
 /// Makes a recorder for a chain.
@@ -70,12 +93,22 @@ impl Recorder {
 }
 
 impl Sealer {
-    /// Hands events to the database until every recorder is gone.
-    pub async fn run(mut self, store: Store) {
+    /// Begins to hand events to the database.
+    pub fn start(self, store: Store) -> Sealing {
+        let (end, ended) = oneshot::channel();
+        Sealing {
+            task: tokio::spawn(self.run(store, ended)),
+            end,
+        }
+    }
+
+    /// Hands events to the database until every recorder is gone, or no more are to be taken.
+    async fn run(mut self, store: Store, mut end: oneshot::Receiver<()>) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut anchored = Instant::now();
         let mut anchors = tokio::time::interval(ANCHOR);
         anchors.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ends = false;
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -91,6 +124,12 @@ impl Sealer {
                         ),
                         Err(error) => tracing::warn!(%error, "cannot anchor the audit trail yet"),
                     }
+                    continue;
+                }
+                _ = &mut end, if !ends => {
+                    ends = true;
+                    // What is there already still comes.
+                    self.events.close();
                     continue;
                 }
             }
@@ -109,11 +148,27 @@ impl Sealer {
             if lost > 0 {
                 batch.push(Event::now("events-lost").with("count", lost));
             }
+            self.seal(&store, std::mem::take(&mut batch)).await;
+        }
+    }
+
+    /// Hands events to the database until it has them. One that it will never take, since there is something in it that
+    /// no column holds, is not to keep the others out: that there was one, and of which kind, takes its place.
+    async fn seal(&self, store: &Store, events: Vec<Event>) {
+        let mut batches = vec![events];
+        while let Some(mut batch) = batches.pop() {
             while let Err(error) = store.audit(&self.chain, &batch).await {
-                tracing::warn!(%error, waiting = self.events.len(), "cannot seal the audit trail yet");
-                tokio::time::sleep(AGAIN).await;
+                if !error.is_for_good() {
+                    tracing::warn!(%error, waiting = self.events.len(), "cannot seal the audit trail yet");
+                    tokio::time::sleep(AGAIN).await;
+                } else if batch.len() > 1 {
+                    batches.push(batch.split_off(batch.len() / 2));
+                } else {
+                    tracing::error!(%error, "an event cannot be sealed; only this log has it");
+                    let kind = batch.pop().map(|event| event.kind);
+                    batch.push(Event::now("event-unsealable").with("kind", kind));
+                }
             }
-            batch.clear();
         }
     }
 }

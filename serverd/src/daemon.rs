@@ -119,11 +119,11 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::spawn(sessions::sweep(server.clone())),
         tokio::spawn(sessions::expire(server.clone())),
         watching_others,
-        tokio::spawn(sealer.run(server.store.clone())),
         tokio::spawn(mqtt),
         tokio::spawn(hear(server.clone(), events)),
         watching,
     ];
+    let sealing = sealer.start(server.store.clone());
     let mut serving = tokio::spawn(http::serve(server.clone(), health));
     let acceptor = door.as_ref().map(web::Door::acceptor);
     let https = door.map(|door| tokio::spawn(web::serve(server.clone(), door)));
@@ -163,6 +163,7 @@ pub async fn run(config: Config) -> Result<()> {
     for task in tasks.into_iter().chain(https).chain(renewing) {
         task.abort();
     }
+    sealing.finish().await;
     outcome
 }
 

@@ -89,6 +89,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the database has refused the values themselves, and will every time (class 22, data exception).
+    pub fn is_for_good(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        error.code().is_some_and(|code| code.starts_with("22"))
+    }
+
     fn value(what: &'static str, value: impl ToString) -> Self {
         Self::Value {
             what,

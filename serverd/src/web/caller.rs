@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Web;
 use super::problem::Problem;
 use super::tls::{Certificate, Shown};
+use crate::flood::Flow;
 use crate::pki::Domain;
 use crate::store::Kind;
 use crate::token::{ApiToken, Scope};
@@ -85,10 +86,13 @@ impl FromRequestParts<Web> for Caller {
             let found = store.api_token(&token).await?;
             let (user, scopes) = found
                 .ok_or_else(|| Problem::unauthorized("the token is unknown, expired or revoked; ask for another"))?;
-            return Ok(Self {
-                who: Who::User(user),
-                proof: Proof::Token(scopes),
-            });
+            return paced(
+                web,
+                Self {
+                    who: Who::User(user),
+                    proof: Proof::Token(scopes),
+                },
+            );
         }
         let Some(certificate) = parts.extensions.get::<Shown>().and_then(|shown| shown.0.clone()) else {
             return Err(Problem::unauthorized(
@@ -98,10 +102,25 @@ impl FromRequestParts<Web> for Caller {
         let unknown = || Problem::unauthorized(format!("{} is not registered here", quoted(&certificate.name)));
         let kind = store.kind(&certificate.name).await?.ok_or_else(unknown)?;
         let who = who(certificate.domain, kind, &certificate.name).ok_or_else(unknown)?;
-        Ok(Self {
-            who,
-            proof: Proof::Certificate(certificate),
-        })
+        paced(
+            web,
+            Self {
+                who,
+                proof: Proof::Certificate(certificate),
+            },
+        )
+    }
+}
+
+/// The caller, unless it asks too often: by whichever way, it has one measure.
+fn paced(web: &Web, caller: Caller) -> Result<Caller, Problem> {
+    match web.server.flow(caller.who.name()) {
+        Flow::Take => Ok(caller),
+        Flow::Refuse { .. } | Flow::Drop => Err(Problem::too_many(format!(
+            "{} sends more requests than {} takes; retry after a second",
+            caller.who.name(),
+            web.server.id
+        ))),
     }
 }
 

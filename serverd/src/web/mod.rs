@@ -10,6 +10,7 @@ pub mod caller;
 mod enrol;
 pub mod problem;
 mod renew;
+mod shares;
 pub mod tls;
 
 use std::io;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::header::AUTHORIZATION;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -32,14 +34,17 @@ use crate::office::Office;
 use crate::server::Server;
 use crate::token;
 use problem::Problem;
-use tls::Acceptor;
+use shares::Shares;
+use tls::{Acceptor, Shown};
 
 /// How many connections are held at once; more wait in the listener's queue.
 const CONNECTIONS: usize = 1024;
-/// How many requests are worked on at once; more are told to come again.
+/// How many requests are worked on at once, and how many of one caller; more are told to come again.
 const AT_ONCE: usize = 64;
-/// How many streams of events are open at once.
+const OF_ONE: usize = 16;
+/// How many streams of events are open at once, and how many of one user.
 const STREAMS: usize = 64;
+const STREAMS_OF_ONE: usize = 16;
 /// How long a TLS handshake, and a request's head, may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a request may take as a whole.
@@ -55,9 +60,9 @@ pub struct Web {
     office: Option<Arc<Office>>,
     /// What this process seals its challenges with.
     seal: hmac::Key,
-    places: Arc<Semaphore>,
+    places: Shares,
     /// How many streams of events may be open.
-    streams: Arc<Semaphore>,
+    streams: Shares,
 }
 
 /// The port, and the identity that is shown on it.
@@ -97,8 +102,8 @@ pub async fn serve(server: Arc<Server>, door: Door) {
         office: Office::of(&server.config, &server.store).map(Arc::new),
         server,
         seal: hmac::Key::new(hmac::HMAC_SHA256, &token::random()),
-        places: Arc::new(Semaphore::new(AT_ONCE)),
-        streams: Arc::new(Semaphore::new(STREAMS)),
+        places: Shares::new(AT_ONCE, OF_ONE),
+        streams: Shares::new(STREAMS, STREAMS_OF_ONE),
     };
     let router = router(web);
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
@@ -157,12 +162,26 @@ fn router(web: Web) -> Router {
 
 /// Bounds a request: a place among those worked on, and a time.
 async fn bound(State(web): State<Web>, request: Request, next: Next) -> Response {
-    let Ok(place) = web.places.try_acquire() else {
+    let Some(place) = web.places.take(caller(&request)) else {
         return Problem::busy("the server has its hands full; try again in a second").into_response();
     };
     let response = tokio::time::timeout(PATIENCE, next.run(request)).await;
     drop(place);
     response.unwrap_or_else(|_| Problem::busy("it took too long; try again in a moment").into_response())
+}
+
+/// Whose share a request takes, before anybody is asked who that is: the certificate's, or the token's. Those without
+/// either share one.
+fn caller(request: &Request) -> String {
+    if let Some(header) = request.headers().get(AUTHORIZATION) {
+        // A digest, since it is a secret.
+        let sum = ring::digest::digest(&ring::digest::SHA256, header.as_bytes());
+        return rssh_proto::text::hex(sum.as_ref());
+    }
+    let shown = request.extensions().get::<Shown>().and_then(|shown| shown.0.clone());
+    shown.map_or_else(String::new, |certificate| {
+        format!("{:?} {}", certificate.domain, certificate.name)
+    })
 }
 
 async fn unknown() -> Problem {

@@ -39,6 +39,14 @@ impl Problem {
         Self::new(FailureKind::Busy, message)
     }
 
+    /// The caller asks too often.
+    pub fn too_many(message: impl AsRef<str>) -> Self {
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            failure: Failure::busy(message, 1),
+        }
+    }
+
     /// The request is malformed.
     pub fn bad_request(message: impl AsRef<str>) -> Self {
         Self::new(FailureKind::BadRequest, message)

@@ -55,6 +55,66 @@ async fn two_chains(store: &Store) {
 }
 
 #[tokio::test]
+async fn nothing_that_was_recorded_is_lost_at_the_end_and_one_bad_event_keeps_no_other_out() {
+    let postgres = Postgres::shared();
+    let (store, _) = postgres.database().await;
+    let (recorder, sealer) = rssh_serverd::audit::recorder("s1");
+    for nth in 0..300 {
+        recorder.record(event(nth));
+        if nth == 150 {
+            // PostgreSQL's jsonb holds no NUL.
+            let mut bad = event(nth);
+            bad.detail = serde_json::json!({"nth": "\0"});
+            recorder.record(bad);
+        }
+    }
+    // The daemon ends at once.
+    sealer.start(store.clone()).finish().await;
+    let entries = all(&store, &Wanted::default()).await;
+    let kinds = |kind: &str| entries.iter().filter(|entry| entry.kind == kind).count();
+    assert_eq!(
+        (kinds("request"), kinds("event-unsealable"), entries.len()),
+        (300, 1, 301)
+    );
+    assert_eq!(faults(&store).await, Vec::<String>::new());
+    // What comes too late is in the log only, and says so there.
+    recorder.record(event(301));
+}
+
+#[tokio::test]
+async fn recording_never_waits_for_the_database_and_counts_what_it_loses() {
+    let postgres = Postgres::shared();
+    let (store, _) = postgres.database().await;
+    let (recorder, sealer) = rssh_serverd::audit::recorder("s1");
+    // Nobody takes them: the database is away.
+    let began = std::time::Instant::now();
+    for nth in 0..20_500 {
+        recorder.record(event(nth));
+    }
+    let each = began.elapsed() / 20_500;
+    println!("recording one event: {each:?}");
+    // An open takes a hundred milliseconds and more; its events are to cost it nothing.
+    assert!(each < std::time::Duration::from_millis(1), "{each:?}");
+    let sealing = sealer.start(store.clone());
+    let lost = Wanted::default();
+    let began = std::time::Instant::now();
+    loop {
+        let entries = all(&store, &lost).await;
+        if let Some(entry) = entries.iter().find(|entry| entry.kind == "events-lost") {
+            assert_eq!(entry.detail["count"], 500);
+            break;
+        }
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(60),
+            "{}",
+            entries.len()
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    sealing.finish().await;
+}
+
+#[tokio::test]
 async fn a_change_to_what_is_written_down_is_found() {
     let postgres = Postgres::shared();
     for (what, tampering) in [

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::administration::administered;
 use crate::broker::Peer;
-use crate::{PROMPTLY, lab_alone, open, said, within};
+use crate::{PROMPTLY, lab, lab_alone, open, said, within};
 
 /// How many opens are measured alone, and as many beside the flood, by turns.
 const PAIRS: usize = 30;
@@ -141,4 +141,42 @@ fn a_tenant_at_its_limit_hears_when_to_come_back_and_leaves_others_alone() {
     for (alone, beside) in alone.into_iter().zip(beside) {
         assert!(beside <= alone * 2, "{told}");
     }
+}
+
+#[test]
+fn a_user_who_floods_https_is_told_to_wait_and_others_are_served() {
+    let lab = lab();
+    let asks = |user: &str, path: &str| -> String {
+        let dir = lab.dir().inside(format_args!("users/{user}/home/.config/rssh"));
+        let url = format!("{}/v1/whoami{path}", rssh_lab::parts::server::url());
+        let [ca, cert, key] = ["servers-ca.pem", "user.pem", "user.key"].map(|file| format!("{dir}/{file}"));
+        let to = [
+            "curl",
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code} ",
+            "--cacert",
+            &ca,
+            "--cert",
+            &cert,
+            "--key",
+            &key,
+            &url,
+        ];
+        said(&lab, user, &to)
+    };
+    assert_eq!(asks("user-39", ""), "200 ");
+    // By one connection, so all to one server: it takes 200 a second, and as much as two seconds' in advance.
+    let answers = asks("user-39", "?[1-2500]");
+    let of = |code: &str| {
+        answers
+            .split_ascii_whitespace()
+            .filter(|answer| *answer == code)
+            .count()
+    };
+    assert_eq!(of("200") + of("429"), 2500, "{answers}");
+    assert!(of("200") >= 400 && of("429") > 0, "{} and {}", of("200"), of("429"));
+    assert_eq!(asks("user-40", ""), "200 ");
 }

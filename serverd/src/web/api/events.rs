@@ -11,7 +11,6 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream};
 use rssh_proto::{TunnelId, UserId};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::document::Refusals;
@@ -23,6 +22,7 @@ use crate::token::Scope;
 use crate::web::Web;
 use crate::web::caller::Caller;
 use crate::web::problem::Problem;
+use crate::web::shares::Place;
 
 /// How often the database is looked at.
 const EVERY: Duration = Duration::from_millis(500);
@@ -71,9 +71,8 @@ pub async fn follow(
         .map_err(|error: rssh_proto::id::IdError| Problem::bad_request(error.to_string()))?;
     let place = web
         .streams
-        .clone()
-        .try_acquire_owned()
-        .map_err(|_| Problem::busy("too many streams are open on this server; try again in a second"))?;
+        .take(user.to_string())
+        .ok_or_else(|| Problem::busy("too many streams are open on this server; try again in a second"))?;
     let feed = Feed {
         server: web.server.clone(),
         user,
@@ -102,7 +101,7 @@ struct Feed {
     seen: HashMap<TunnelId, Explained>,
     ready: VecDeque<Event>,
     first: bool,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Feed {
