@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod delay;
 pub mod device;
 pub mod helper;
+mod leases;
 pub mod login;
 pub mod open;
 pub mod results;
@@ -52,6 +53,9 @@ enum Inner {
     /// Time programs at a place of the lab
     #[command(hide = true)]
     Worker,
+    /// Hold as many leases as a server has, and print how much memory that takes
+    #[command(hide = true)]
+    HoldLeases,
 }
 
 /// What the command line may tune.
@@ -101,6 +105,10 @@ const GROUPS: &[Group] = &[
         name: "routes",
         measure: |rig, _| route::measure_changes(rig),
     },
+    Group {
+        name: "leases",
+        measure: |rig, _| leases::measure(rig),
+    },
     // Last: the idle device is watched meanwhile.
     Group {
         name: "device",
@@ -114,16 +122,6 @@ const UNMEASURED: &[(&str, Reach, &str)] = &[
         "control_opens_per_s",
         Reach::AtLeast(3000.0),
         "needs simulated users and devices on the real broker",
-    ),
-    (
-        "lease_flatness",
-        Reach::AtMost(1.2),
-        "needs 6,000,000 leases in the database",
-    ),
-    (
-        "serverd_bytes_per_lease",
-        Reach::AtMost(1024.0),
-        "needs 60,000 simulated leases",
     ),
     (
         "router_state_bytes_per_server",
@@ -157,8 +155,10 @@ const STREAMS: usize = 3;
 /// # Errors
 /// When the lab does not come up or the results cannot be written; a group that fails is reported as missing.
 pub fn run(args: Args) -> Result<()> {
-    if let Some(Inner::Worker) = args.inner {
-        return worker::serve();
+    match args.inner {
+        Some(Inner::Worker) => return worker::serve(),
+        Some(Inner::HoldLeases) => return leases::hold(),
+        None => {}
     }
     if let Some(unknown) = args
         .only
