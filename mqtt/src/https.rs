@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use rssh_proto::{Failure, FailureKind, HttpsUrl};
+use rssh_proto::{Failure, FailureKind, HostPort, HttpsUrl};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
@@ -43,6 +43,8 @@ pub struct Client {
     proxies: Option<Proxies>,
     /// How long a connection may take.
     connects_within: Duration,
+    /// Where to connect; nothing: where the URL says.
+    at: Option<HostPort>,
 }
 
 impl Client {
@@ -61,6 +63,7 @@ impl Client {
             tls,
             proxies: None,
             connects_within: PATIENCE,
+            at: None,
         }
     }
 
@@ -105,6 +108,13 @@ impl Client {
         self
     }
 
+    /// The same, at another address, if one is given: who answers there must be who the URL names all the same.
+    #[must_use]
+    pub fn at(mut self, address: Option<HostPort>) -> Self {
+        self.at = address;
+        self
+    }
+
     /// Posts, and again elsewhere while a server is busy: what is posted can be repeated.
     ///
     /// # Errors
@@ -145,7 +155,9 @@ impl Client {
                 Some(proxies) => proxies.clone(),
                 None => Proxies::of_process(None, None).map_err(io::Error::other)?,
             };
-            let stream = dial(address, &proxies).await.map_err(io::Error::other)?;
+            let stream = dial(self.at.as_ref().unwrap_or(address), &proxies)
+                .await
+                .map_err(io::Error::other)?;
             let stream = TlsConnector::from(self.tls.clone()).connect(name, stream).await?;
             handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
         };

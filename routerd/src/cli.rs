@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use rssh_mqtt::identity;
-use rssh_proto::{HttpsUrl, RouterId};
+use rssh_proto::{HostPort, HttpsUrl, RouterId};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError};
@@ -48,6 +48,9 @@ enum Verb {
         /// Where router.key, router.pem, name-master, servers-ca.pem and users-ca.pem go.
         #[arg(long)]
         dir: PathBuf,
+        /// Connect here instead, to a server: as long as no load balancer leads to one.
+        #[arg(long, value_name = "HOST:PORT")]
+        connect: Option<HostPort>,
         /// Read the one-time token from this file, which only its owner may read, and not from a prompt or standard
         /// input.
         #[arg(long)]
@@ -92,10 +95,15 @@ pub fn main(args: Args) -> ExitCode {
 fn execute(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Init { router, dir } => init(&router, &dir),
-        Verb::Join { url, dir, token_file } => tokio::runtime::Builder::new_current_thread()
+        Verb::Join {
+            url,
+            dir,
+            connect,
+            token_file,
+        } => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
-            .block_on(crate::join::run(url, &dir, token_file.as_deref())),
+            .block_on(crate::join::run(url, connect, &dir, token_file.as_deref())),
         Verb::Render { config } => render(Config::load(&config)?),
         Verb::CheckConfig { config } => check(&Config::load(&config)?),
         Verb::Run { config } => {

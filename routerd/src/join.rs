@@ -5,21 +5,26 @@ use std::path::Path;
 use anyhow::Context as _;
 use rssh_mqtt::https::Client;
 use rssh_mqtt::{ask, identity};
-use rssh_proto::HttpsUrl;
 use rssh_proto::enrolment::{EnrolRouter, RouterEnrolled};
+use rssh_proto::{HostPort, HttpsUrl};
 
 /// Joins. It can be repeated with the same token when it failed half-way.
 ///
 /// # Errors
 /// When the token or the server refuses, or a file cannot be written.
-pub async fn run(url: HttpsUrl, dir: &Path, token_file: Option<&Path>) -> anyhow::Result<()> {
+pub async fn run(
+    url: HttpsUrl,
+    connect: Option<HostPort>,
+    dir: &Path,
+    token_file: Option<&Path>,
+) -> anyhow::Result<()> {
     let token = ask::enrolment_token(token_file).context("there is no token")?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
     let asked = EnrolRouter {
         token: token.secret(),
         csr: identity::certificate_request("rssh", &dir.join("router.key"))?,
     };
-    let client = Client::pinned(url, token.authority)?;
+    let client = Client::pinned(url, token.authority)?.at(connect);
     let enrolled: RouterEnrolled = client.post("/v1/enrol/router", &asked).await?;
     let master = format!("{}\n", enrolled.name_master);
     identity::write_secret(&dir.join("name-master"), master.as_bytes())?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::token::Scope;
 use clap::{Args, Parser, Subcommand};
 use rssh_proto::duration::Span;
-use rssh_proto::{DeviceId, HttpsUrl, RouterId, ServerId, Tag, UserId};
+use rssh_proto::{DeviceId, HostPort, HttpsUrl, RouterId, ServerId, Tag, UserId};
 
 pub use authorization::{Audit, AuditCommand, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member};
 
@@ -46,6 +46,9 @@ pub enum Command {
         url: HttpsUrl,
         #[command(flatten)]
         at: WithConfig,
+        /// Connect here instead, to a server: as long as no load balancer leads to one
+        #[arg(long, value_name = "HOST:PORT")]
+        connect: Option<HostPort>,
         /// Read the one-time token from this file, which only its owner may read, and not from a prompt or standard input
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
@@ -207,6 +210,21 @@ pub enum Router {
         offer: Offer,
         #[command(flatten)]
         request: Carried,
+    },
+    /// Shut a router out: it is told no master of the name keys any more, and the broker drops it
+    Revoke {
+        id: RouterId,
+        #[command(flatten)]
+        at: WithConfig,
+    },
+    /// Give a revoked name back; the router is let in once router add has enrolled it again
+    Unrevoke {
+        id: RouterId,
+        #[command(flatten)]
+        at: WithConfig,
+        /// Also while a certificate from before is valid
+        #[arg(long)]
+        all_the_same: bool,
     },
 }
 

@@ -76,8 +76,10 @@ impl Setup {
         stages.end("network namespaces");
         self.start_stores()?;
         stages.end("PostgreSQL, Redis, broker; keys and authorities");
-        self.enrol()?;
-        stages.end("servers and router enrolled");
+        self.start_first_server()?;
+        stages.end("the first server");
+        self.join()?;
+        stages.end("other servers and router joined");
         self.start_servers()?;
         stages.end("serverd, sshd, HAProxy, routerd");
         self.admit()?;
@@ -179,17 +181,20 @@ impl Setup {
         Ok(())
     }
 
-    fn enrol(&self) -> Result<()> {
+    fn start_first_server(&self) -> Result<()> {
         server::migrate(self)?;
+        server::init(self)?;
+        start(&self.root, &self.programs, &server::components(self, 1))
+    }
+
+    /// Everything else of the servers' side comes in over HTTPS, with one-time tokens.
+    fn join(&self) -> Result<()> {
         let mut jobs: Vec<Job> = Vec::new();
-        for n in self.servers() {
-            jobs.push(Box::new(move || server::init(self, n)));
+        for n in self.servers().skip(1) {
+            jobs.push(Box::new(move || server::join(self, n)));
         }
         for n in self.twins() {
-            jobs.push(Box::new(move || {
-                router::init(self, n)?;
-                router::enrol(self, n)
-            }));
+            jobs.push(Box::new(move || router::join(self, n)));
         }
         parallel(jobs)
     }
@@ -211,7 +216,11 @@ impl Setup {
     }
 
     fn start_servers(&self) -> Result<()> {
-        let mut components: Vec<Component> = self.servers().flat_map(|n| server::components(self, n)).collect();
+        let mut components: Vec<Component> = self
+            .servers()
+            .skip(1)
+            .flat_map(|n| server::components(self, n))
+            .collect();
         components.extend(self.twins().map(|n| router::haproxy(self, n)));
         start(&self.root, &self.programs, &components)?;
         let routerds: Vec<Component> = self.twins().map(|n| router::routerd(self, n)).collect();

@@ -136,6 +136,14 @@ fn the_name_keys_change_and_neither_a_connection_nor_a_good_name_is_lost() {
     assert!(admitted(&new), "a name by the new key is refused");
     assert!(admitted(&old), "a name by the key before is refused in the overlap");
     login.answers("in the overlap");
+    for secret in [
+        "pki/name-master-before",
+        "router/name-master-previous",
+        "router/name-master",
+    ] {
+        let mode = fs::metadata(lab.dir().join(secret)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{secret}");
+    }
 
     let retired = administer(&lab, &["names", "retire"]);
     assert!(retired.status.success(), "{}", all_of(&retired));
@@ -294,6 +302,12 @@ fn certificates_of_servers_and_routers_renew_themselves_and_all_goes_on() {
 
     briefly(&lab, 2, "45s", "server init");
     let (csr, pem) = (inside("router/router.csr"), inside("router/router.pem"));
+    let request = format!(
+        "openssl req -new -key {} -subj /CN=lb1 -out {csr}",
+        inside("router/router.key")
+    );
+    let requested = lab.command(&Place::Core, &["sh", "-c", &request]).output().unwrap();
+    assert!(requested.status.success(), "{}", all_of(&requested));
     briefly(&lab, 1, "45s", &format!("router add lb1 --csr {csr} --cert-out {pem}"));
     let before = times(&lab, "serverd-2", CONNECTED);
     // They know their certificates from their start on.

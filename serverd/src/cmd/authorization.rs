@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{audit, enroll, office};
-use crate::args::{Device, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member, User, WithConfig};
+use crate::args::{Device, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member, Router, User, WithConfig};
 use crate::config::Config;
 use crate::store::{Devices, Explanation, Grantee, Kind, Limited, Permission, Store, Terms, Verdict};
 use crate::who::Who;
@@ -179,6 +179,17 @@ pub(super) async fn user(command: User) -> Result<()> {
         User::Forget { name, at } => audit::forget(&at, &name).await?,
     }
     Ok(())
+}
+
+pub(super) async fn router(command: Router) -> Result<()> {
+    match command {
+        Router::Add { id, at, offer, request } => match request.request() {
+            Some(request) => enroll::router(&office(&at)?, id, &request).await,
+            None => enroll::offer(&office(&at)?, Kind::Router, Some(id.as_str()), &offer).await,
+        },
+        Router::Revoke { id, at } => revoke(&at, Who::Router(id)).await,
+        Router::Unrevoke { id, at, all_the_same } => unrevoke(&at, Kind::Router, id.as_str(), all_the_same).await,
+    }
 }
 
 async fn limit(at: &WithConfig, who: &Limited, limits: &LimitArgs) -> Result<()> {

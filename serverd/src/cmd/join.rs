@@ -6,14 +6,19 @@ use anyhow::{Context as _, Result};
 use rssh_mqtt::ask;
 use rssh_mqtt::https::Client;
 use rssh_mqtt::identity;
-use rssh_proto::HttpsUrl;
 use rssh_proto::enrolment::{EnrolServer, ServerEnrolled};
+use rssh_proto::{HostPort, HttpsUrl};
 
 use crate::config::Config;
 use crate::home::Home;
 use crate::{pki, sshd};
 
-pub(super) async fn run(config: &Config, url: HttpsUrl, token_file: Option<&Path>) -> Result<()> {
+pub(super) async fn run(
+    config: &Config,
+    url: HttpsUrl,
+    connect: Option<HostPort>,
+    token_file: Option<&Path>,
+) -> Result<()> {
     let home = Home::open(config)?;
     let token = ask::enrolment_token(token_file).context("there is no token")?;
     let (files, https) = (config.identity(), config.https_identity());
@@ -23,7 +28,7 @@ pub(super) async fn run(config: &Config, url: HttpsUrl, token_file: Option<&Path
         https_csr: identity::certificate_request("rssh", &https.key)?,
         host_key: sshd::public_host_key(config)?.to_string(),
     };
-    let client = Client::pinned(url, token.authority)?;
+    let client = Client::pinned(url, token.authority)?.at(connect);
     let enrolled: ServerEnrolled = client.post("/v1/enrol/server", &asked).await?;
     let id = home.keep_id(Some(enrolled.server))?;
     pki::keep_trust(&config.trust(), &enrolled.trust)?;

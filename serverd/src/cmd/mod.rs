@@ -10,7 +10,7 @@ mod token;
 
 use anyhow::{Context as _, Result};
 
-use crate::args::{Command, Router, Server, Sshd, WithConfig};
+use crate::args::{Command, Server, Sshd, WithConfig};
 use crate::capacity::Bound;
 use crate::config::{Config, ConfigError};
 use crate::control::{self, Answer, Order};
@@ -45,13 +45,13 @@ pub async fn run(command: Command) -> Result<()> {
             let id = id.unwrap_or_else(crate::home::draw_id);
             enroll::offer(&office(&at)?, Kind::Server, Some(id.as_str()), &offer).await
         }
-        Command::Join { url, at, token_file } => {
-            join::run(&Config::load(&at.config)?, url, token_file.as_deref()).await
-        }
-        Command::Router(Router::Add { id, at, offer, request }) => match request.request() {
-            Some(request) => enroll::router(&office(&at)?, id, &request).await,
-            None => enroll::offer(&office(&at)?, Kind::Router, Some(id.as_str()), &offer).await,
-        },
+        Command::Join {
+            url,
+            at,
+            connect,
+            token_file,
+        } => join::run(&Config::load(&at.config)?, url, connect, token_file.as_deref()).await,
+        Command::Router(router) => authorization::router(router).await,
         Command::Device(device) => authorization::device(device).await,
         Command::User(user) => authorization::user(user).await,
         Command::Grant(grant) => authorization::grant(grant).await,

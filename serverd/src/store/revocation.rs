@@ -16,7 +16,7 @@ pub struct Revoked {
 }
 
 impl Store {
-    /// Revokes a device or a user: nothing is opened, landed or signed for the name any more, and its tunnels end.
+    /// Revokes a device, a user or a router: nothing is opened, landed or signed for the name any more, and its tunnels end.
     ///
     /// # Errors
     /// When no such name is registered.
@@ -116,7 +116,8 @@ pub(super) async fn lock(connection: &mut PgConnection, kind: Kind, name: &str) 
     let sql = match kind {
         Kind::Device => "SELECT 1 FROM devices WHERE id = $1 FOR NO KEY UPDATE",
         Kind::User => "SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE",
-        Kind::Server | Kind::Router => "SELECT 1 FROM identities WHERE name = $1 FOR NO KEY UPDATE",
+        Kind::Server => "SELECT 1 FROM identities WHERE name = $1 AND kind = 'server' FOR NO KEY UPDATE",
+        Kind::Router => "SELECT 1 FROM identities WHERE name = $1 AND kind = 'router' FOR NO KEY UPDATE",
     };
     let found: Option<(i32,)> = sqlx::query_as(sql).bind(name).fetch_optional(connection).await?;
     found.map(|_| ()).ok_or_else(|| StoreError::Unknown {

@@ -7,7 +7,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::component::Component;
 use crate::files;
-use crate::parts::{broker, pki, redis, server};
+use crate::parts::{broker, redis, server};
 use crate::place::{DOMAIN, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_PUBLIC, LB_USERS, Place, socket};
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
@@ -46,23 +46,36 @@ fn command(setup: &Setup, args: &[&str]) -> Result<()> {
     run::checked(&mut command).map(drop)
 }
 
-/// Makes the router's key and request, and writes its configuration; [`pki::create`] has run.
+/// Has the router join, at the first server, and renders a configuration with which HAProxy can start; [`crate::parts::pki::create`]
+/// has run.
 ///
 /// # Errors
 /// When the product's command fails.
-pub fn init(setup: &Setup, n: u32) -> Result<()> {
+pub fn join(setup: &Setup, n: u32) -> Result<()> {
     let inside = setup.root.inside(dir(n));
     let dir = setup.root.join(dir(n));
     files::make_dir(&dir.join("haproxy"))?;
-    command(setup, &["init", "--router", &id(n), "--dir", &inside])?;
-    // The master of name keys is a router's own copy, as it would be on a machine apart.
-    let master = dir.join("name-master");
-    files::copy(&setup.root.join("pki/name-master"), &master)?;
-    files::set_mode(&master, 0o600)?;
+    let id = id(n);
+    let token = server::token(setup, &["router", "add", &id], &id)?;
+    let (url, door) = (server::url(), server::first_door());
+    command(
+        setup,
+        &[
+            "join",
+            &url,
+            "--connect",
+            &door,
+            "--dir",
+            &inside,
+            "--token-file",
+            &token,
+        ],
+    )?;
     // HAProxy takes a certificate and its key in one file.
     let [cert, key] = ["tls.pem", "tls.key"].map(|name| files::read(&dir.join(name)));
     files::write_secret(&dir.join("haproxy.pem"), cert? + &key?)?;
-    files::write_secret(&dir.join("routerd.toml"), toml(setup, n))
+    files::write_secret(&dir.join("routerd.toml"), toml(setup, n))?;
+    command(setup, &["render", "--config", &config(setup, n)])
 }
 
 fn toml(setup: &Setup, n: u32) -> String {
@@ -77,7 +90,7 @@ name-master = "{dir}/name-master"
 dir = "{dir}/haproxy"
 socket = "{socket}"
 certificate = "{dir}/haproxy.pem"
-users-ca = "{users}"
+users-ca = "{dir}/users-ca.pem"
 domain = "{DOMAIN}"
 devices = ["{devices_at}"]
 users = ["{users_at}"]
@@ -86,7 +99,7 @@ https = ["{https_at}"]
 {public}{limits}
 [mqtt]
 brokers = {brokers}
-ca = "{servers}"
+ca = "{dir}/servers-ca.pem"
 cert = "{dir}/router.pem"
 key = "{dir}/router.key"
 
@@ -95,14 +108,12 @@ key = "{dir}/router.key"
 url = "{database}"
 
 [registry]
-servers-ca = "{servers}"
+servers-ca = "{dir}/servers-ca.pem"
 "#,
         id = id(n),
         dir = setup.root.inside(dir(n)),
         socket = setup.root.inside(admin_socket(n)),
         url = server::url(),
-        users = pki::file(setup, "users-ca.pem"),
-        servers = pki::file(setup, "servers-ca.pem"),
         devices_at = socket(host, LB_DEVICES),
         users_at = socket(host, LB_USERS),
         bearer_at = socket(host, LB_BEARER),
@@ -138,29 +149,6 @@ fn limits(files: u64) -> String {
     format!(
         "\n[haproxy.limits]\ndevices = {devices}\nusers = {users}\nbearer = {bearer}\nhttps = {https}\npublic = {public}\n"
     )
-}
-
-/// Enrols the router and renders a configuration with which HAProxy can start.
-///
-/// # Errors
-/// When a command of the product fails.
-pub fn enrol(setup: &Setup, n: u32) -> Result<()> {
-    let dir = dir(n);
-    server::admin(
-        setup,
-        &[
-            "router",
-            "add",
-            &id(n),
-            "--config",
-            &server::admin_config(setup),
-            "--csr",
-            &setup.root.inside(format_args!("{dir}/router.csr")),
-            "--cert-out",
-            &setup.root.inside(format_args!("{dir}/router.pem")),
-        ],
-    )?;
-    command(setup, &["render", "--config", &config(setup, n)])
 }
 
 /// HAProxy.

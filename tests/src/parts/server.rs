@@ -112,7 +112,6 @@ url = "{database}"
 {redis}
 [mqtt]
 brokers = {brokers}
-ca = "{ca}"
 
 [sshd]
 address = "{address}"
@@ -134,7 +133,6 @@ url = "{url}"
         database = postgres::url(setup, role),
         redis = redis::toml(setup, redis::User::Serverd),
         brokers = broker::addresses(setup),
-        ca = pki::file(setup, "servers-ca.pem"),
         helpers = setup.root.inside("helpers"),
         health = socket(address, HEALTH_PORT),
         https = socket(address, HTTPS_PORT),
@@ -164,16 +162,46 @@ pub fn migrate(setup: &Setup) -> Result<()> {
     admin(setup, &["migrate", "--config", &admin_config(setup)])
 }
 
-/// Gives server `n` its id, keys, certificates and sshd configuration.
+/// Gives the first server, where the authorities are, its id, keys, certificates and sshd configuration.
 ///
 /// # Errors
 /// When the product's command fails.
-pub fn init(setup: &Setup, n: u32) -> Result<()> {
-    let config = setup.root.inside(format_args!("{}/admin.toml", dir(n)));
+pub fn init(setup: &Setup) -> Result<()> {
+    let (config, id) = (admin_config(setup), id(1));
+    serverd(
+        setup,
+        &Place::Server(1),
+        &["server", "init", "--config", &config, "--id", &id],
+    )
+    .map(drop)
+}
+
+/// Where the first server answers HTTPS itself: what joins before there is a load balancer connects here.
+pub fn first_door() -> String {
+    socket(server_address(1), HTTPS_PORT)
+}
+
+/// Has server `n` join, at the first one.
+///
+/// # Errors
+/// When the product's command fails.
+pub fn join(setup: &Setup, n: u32) -> Result<()> {
+    let id = id(n);
+    let token = token(setup, &["server", "add", &id], &id)?;
+    let (config, url, door) = (config(setup, n), url(), first_door());
     serverd(
         setup,
         &Place::Server(n),
-        &["server", "init", "--config", &config, "--id", &id(n)],
+        &[
+            "join",
+            &url,
+            "--connect",
+            &door,
+            "--config",
+            &config,
+            "--token-file",
+            &token,
+        ],
     )
     .map(drop)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use rssh_lab::Lab;
-use rssh_lab::parts::server::url;
+use rssh_lab::parts::server::{first_door, url};
 use rssh_lab::place::Place;
 
 use crate::{administer, all_of, lab};
@@ -187,7 +187,7 @@ fn a_server_joins_and_gets_its_own_name_key_and_no_other() {
 }
 
 #[test]
-fn a_router_joins_and_gets_the_master_of_the_name_keys() {
+fn a_router_joins_and_is_told_the_masters_until_it_is_revoked() {
     let lab = lab();
     let token = token(&lab, &["router", "add", "lb7"], "lb7");
     let (dir, routerd) = (lab.dir().inside("router7"), lab.programs().path("rssh-routerd"));
@@ -209,4 +209,21 @@ fn a_router_joins_and_gets_the_master_of_the_name_keys() {
     for secret in ["name-master", "router.key"] {
         assert_eq!(mode(&lab.dir().join("router7").join(secret)), 0o600, "{secret}");
     }
+
+    // As long as it is one of the installation it is told what the masters are, and not a moment longer.
+    let (key, cert) = (format!("{dir}/router.key"), format!("{dir}/router.pem"));
+    // At the server with the authorities.
+    let path = format!("https://{}/v1/router/name-masters", first_door());
+    let asked = |told: fn(&str) -> bool| {
+        let argv = ["curl", "-sk", "--cert", &cert, "--key", &key, "--json", "{}", &path];
+        let answer = lab.command(&Place::Core, &argv).output().unwrap();
+        let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+        assert!(told(&answer), "{answer}");
+    };
+    asked(|answer| answer.contains("\"current\""));
+    let other = administer(&lab, &["router", "revoke", "s2"]);
+    assert!(!other.status.success(), "s2 is a server: {}", all_of(&other));
+    let revoked = administer(&lab, &["router", "revoke", "lb7"]);
+    assert!(revoked.status.success(), "{}", all_of(&revoked));
+    asked(|answer| answer.contains("is not registered here") && !answer.contains("\"current\""));
 }

@@ -27,7 +27,7 @@ use serde::Deserialize;
 fn lab() -> Arc<Lab> {
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
-        devices: 20,
+        devices: 21,
         users: 15,
         ..Options::default()
     };

@@ -11,8 +11,8 @@ use rssh_lab::process::PATIENTLY;
 
 use crate::{lab, said, within};
 
-const DEVICE: u32 = 3;
-const PAGE: &str = "the page of device-3";
+const DEVICE: u32 = 21;
+const PAGE: &str = "the page of device-21";
 
 /// Serves the page once, to the first request that comes.
 fn serve(listener: &TcpListener) {
@@ -46,7 +46,7 @@ fn a_devices_web_page_opens_by_its_url_for_one_who_has_nothing_else() {
         .unwrap();
     let served = thread::spawn(move || serve(&listener));
 
-    let url = said(&lab, "olivia", &["rssh", "web", "device-3", "--print"]);
+    let url = said(&lab, "olivia", &["rssh", "web", "device-21", "--print"]);
     let url = url.trim();
     // Somebody with curl and the authority that a browser would know; DNS is what the lab has none of.
     let host = url
