@@ -18,6 +18,7 @@ help:
 	@echo 'make docs          build docs/ as a book into target/book, and check its links'
 	@echo 'make packages      build the .deb and .rpm packages into target/packages; PROFILE=dev is faster'
 	@echo 'make package-check lintian, rpmlint and an install by rpm into an empty root'
+	@echo 'make package-test  the packages in fresh Debian systems, booted with systemd, from apt to purge; SUITES="bookworm"'
 	@echo 'make debian-packages  install the Debian packages that the demo and the tests need'
 
 .PHONY: debian-packages
@@ -82,6 +83,14 @@ packages:
 package-check: packages
 	@packaging/test/deb
 	@packaging/test/rpm
+
+# Needs root, debootstrap, systemd-container and nftables; the Debian systems are kept in target/package-test.
+SUITES ?= bookworm trixie
+.PHONY: package-test
+package-test:
+	@packaging/install-cargo-tools cargo-deb
+	@PROFILE=$(PROFILE) packaging/build deb
+	@packaging/test/run $(SUITES)
 
 # The advisories come from the network: DENY=advisories, or DENY= for all.
 DENY ?= bans licenses sources

@@ -43,7 +43,7 @@ enum Command {
     },
     /// Says what the running agent does, and what failed last; exit code 69 while there is no broker.
     Status {
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
         /// Print one JSON object.
         #[arg(long)]
@@ -51,7 +51,7 @@ enum Command {
     },
     /// Ends every tunnel, and opens none for a while.
     Pause {
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
         /// For how long.
         #[arg(long = "for", value_name = "SPAN", default_value = "1h", value_parser = ask::pause)]
@@ -59,12 +59,12 @@ enum Command {
     },
     /// Ends a pause.
     Resume {
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Tries the brokers, the load balancer and the targets from here; exit code 69 when one fails.
     Check {
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Makes this device one of an installation: its keys are made here, its certificates come from there.

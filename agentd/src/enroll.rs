@@ -43,7 +43,8 @@ pub struct Enroll {
     pub no_reload: bool,
 }
 
-/// Enrols this device. It can be repeated with the same token when it failed half-way.
+/// Enrols this device. It can be repeated with the same token when it failed half-way. Run as root, it leaves the keys to
+/// the account that the directory belongs to.
 ///
 /// # Errors
 /// When the token or the server refuses, or a file cannot be written.
@@ -67,6 +68,7 @@ pub async fn run(args: Enroll) -> anyhow::Result<()> {
     ] {
         identity::write_public(&dir.join(name), text.as_bytes())?;
     }
+    identity::hand_over(&dir)?;
     let device = enrolled.device.clone();
     write_config(&args.config, &dir, &enrolled)?;
     if args.trust_user_ca {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use rssh_mqtt::identity::request_certificate;
+use rssh_mqtt::identity::{hand_over, request_certificate};
 use rssh_proto::DeviceId;
 
 /// Makes `device.{key,csr}` and `ssh_key{,.pub}` in a directory; keys that are there stay.
@@ -15,11 +15,8 @@ use rssh_proto::DeviceId;
 /// When the directory cannot be written, or ssh-keygen is missing or fails.
 pub fn init(device: &DeviceId, dir: &Path) -> anyhow::Result<()> {
     make(dir)?;
-    Ok(request_certificate(
-        device.as_str(),
-        &dir.join("device.key"),
-        &dir.join("device.csr"),
-    )?)
+    request_certificate(device.as_str(), &dir.join("device.key"), &dir.join("device.csr"))?;
+    Ok(hand_over(dir)?)
 }
 
 /// Makes the directory, and the key of the device's ssh in it.

@@ -34,6 +34,7 @@ pub mod renewal;
 pub mod requests;
 pub mod server;
 pub mod sessions;
+pub mod setup;
 pub mod signer;
 pub mod sock_diag;
 pub mod ssh_keygen;

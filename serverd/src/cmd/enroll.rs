@@ -20,7 +20,7 @@ use crate::who::Who;
 /// How long a token may be used, in seconds: a month.
 const LONGEST_S: u64 = 31 * 86_400;
 
-pub(super) async fn router(office: &Office, id: RouterId, request: &Request) -> Result<()> {
+pub(crate) async fn router(office: &Office, id: RouterId, request: &Request) -> Result<()> {
     office.store.add_identity(Kind::Router, id.as_str()).await?;
     issue(office, Domain::Servers, id.as_str(), request).await?;
     enrolled(office, Kind::Router, id.as_str()).await?;

@@ -53,7 +53,13 @@ pub(super) fn broker(command: &Broker) -> Result<()> {
     Ok(broker::render(&Pki::at(pki), &to)?)
 }
 
-pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> {
+/// Leaves what root made to the account of the daemon.
+pub(super) fn hand_over(config: &Config) -> Result<()> {
+    identity::hand_over(&config.state_dir)?;
+    Ok(identity::hand_over(&config.sshd.dir)?)
+}
+
+pub(crate) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> {
     let office = Office::open(config.clone())?;
     let home = Home::open(config)?;
     let id = home.keep_id(id)?;
@@ -79,6 +85,7 @@ pub(super) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> 
     let host_key = sshd::public_host_key(config)?;
     sshd::keep_host_certificate(config, &office.pki.certify_host(id.as_str(), &host_key)?)?;
     sshd::render(config)?;
+    hand_over(config)?;
     office.admit(&Who::Server(id.clone())).await?;
     println!("{id}");
     Ok(())

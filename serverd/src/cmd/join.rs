@@ -9,6 +9,7 @@ use rssh_mqtt::identity;
 use rssh_proto::enrolment::{EnrolServer, ServerEnrolled};
 use rssh_proto::{HostPort, HttpsUrl};
 
+use super::install::hand_over;
 use crate::config::Config;
 use crate::home::Home;
 use crate::{pki, sshd};
@@ -38,6 +39,7 @@ pub(super) async fn run(
     identity::write_public(&https.cert, enrolled.https_certificate.as_bytes())?;
     sshd::keep_host_certificate(config, &enrolled.host_certificate)?;
     sshd::render(config)?;
+    hand_over(config)?;
     println!("{id}");
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 mod audit;
 mod authorization;
-mod enroll;
-mod install;
+pub(crate) mod enroll;
+pub(crate) mod install;
 mod join;
 mod names;
 mod token;
@@ -35,6 +35,7 @@ pub async fn run(command: Command) -> Result<()> {
             print_capacity(&answer, json)
         }
         Command::CheckConfig(at) => Config::load(&at.config).map(|_| ()).map_err(Into::into),
+        Command::Setup(args) => crate::setup::run(args).await,
         Command::Migrate(at) => Ok(Store::new(&Config::load(&at.config)?.database)?.migrate().await?),
         Command::Ca(command) => install::ca(command),
         Command::Names(command) => names::run(command).await,

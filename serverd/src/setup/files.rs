@@ -1,0 +1,161 @@
+//! The configuration files that setup writes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use rssh_proto::name::ProxyDomain;
+
+use super::{BROKER_PORT, HAPROXY, LOCAL_REDIS, PKI, ROUTER, STATE, database};
+
+/// Where a server's sshd listens: more ports, more connections that one load balancer can make.
+const SSHD_PORTS: [u16; 2] = [2201, 2202];
+/// Where health checks and metrics are answered.
+const HEALTH_PORT: u16 = 8022;
+/// Where the server answers HTTPS, by way of the load balancer.
+const SERVER_HTTPS_PORT: u16 = 8023;
+/// The load balancer's port for devices' ssh.
+pub(super) const DEVICES_PORT: u16 = 2222;
+/// That for signed names.
+const USERS_PORT: u16 = 443;
+/// That for bearer names.
+pub(super) const BEARER_PORT: u16 = 8444;
+/// That for enrolment, renewal and the API.
+pub(super) const HTTPS_PORT: u16 = 8443;
+
+/// The connections of these doors by default (rssh-routerd).
+const DEFAULT_CONNECTIONS: u64 = 74_000;
+/// What HAProxy opens beside its connections' two files each.
+const FILES_BESIDE: u64 = 6200;
+
+/// `serverd.toml`.
+pub(super) fn serverd(domain: &ProxyDomain, address: IpAddr) -> String {
+    let listen = SSHD_PORTS.map(|port| format!("\"{}\"", SocketAddr::new(address, port)));
+    format!(
+        r#"# Written by rssh-serverd setup; yours to change. See rssh-serverd(8).
+state-dir = "{STATE}"
+
+[public]
+domain = "{domain}"
+ssh = ["{domain}:{DEVICES_PORT}"]
+bearer-port = {BEARER_PORT}
+
+[database]
+url = "{database}"
+
+[redis]
+url = "{LOCAL_REDIS}"
+
+[mqtt]
+brokers = ["{domain}:{BROKER_PORT}"]
+ca = "{PKI}/servers-ca.pem"
+
+[sshd]
+# Leased ports listen here: an address that only the load balancers reach.
+address = "{address}"
+listen = [{listen}]
+ports = "20000-29999"
+dir = "/etc/rssh/sshd"
+
+[http]
+listen = "{health}"
+
+[https]
+listen = "{https}"
+url = "https://{domain}:{HTTPS_PORT}"
+
+# Only where administration is done: this directory holds the authorities.
+[admin]
+pki = "{PKI}"
+"#,
+        database = database::url("rssh-serverd"),
+        listen = listen.join(", "),
+        health = SocketAddr::new(address, HEALTH_PORT),
+        https = SocketAddr::new(address, SERVER_HTTPS_PORT),
+    )
+}
+
+/// How many connections HAProxy takes on, where it may not open as many files as it would by default.
+fn limits(files: u64) -> String {
+    // Two files for each connection, and some for its checks, doors and peers.
+    if files >= 2 * DEFAULT_CONNECTIONS + FILES_BESIDE {
+        return String::new();
+    }
+    let connections = files.saturating_sub(FILES_BESIDE).max(200) / 2;
+    let [devices, users, bearer, https] = [11, 7, 1, 1].map(|twentieths| connections * twentieths / 20);
+    format!(
+        "\n[haproxy.limits]\n# As many as this system's limit of open files allows.\n\
+         devices = {devices}\nusers = {users}\nbearer = {bearer}\nhttps = {https}\n"
+    )
+}
+
+/// How many files a unit may open at most on this system: what its first process may (proc(5)).
+fn open_files() -> u64 {
+    let text = std::fs::read_to_string("/proc/1/limits").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let hard = line.and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok());
+    hard.unwrap_or(u64::MAX)
+}
+
+/// `routerd.toml`.
+pub(super) fn routerd(domain: &ProxyDomain, id: &str) -> String {
+    format!(
+        r#"# Written by rssh-serverd setup; yours to change. See rssh-routerd(8).
+router = "{id}"
+state-dir = "{ROUTER}"
+name-master = "{ROUTER}/name-master"
+
+[haproxy]
+dir = "{HAPROXY}"
+socket = "{HAPROXY}/admin.sock"
+certificate = "{HAPROXY}/tls.pem"
+users-ca = "{HAPROXY}/users-ca.pem"
+domain = "{domain}"
+devices = ["0.0.0.0:{DEVICES_PORT}"]
+users = ["0.0.0.0:{USERS_PORT}"]
+bearer = ["0.0.0.0:{BEARER_PORT}"]
+https = ["0.0.0.0:{HTTPS_PORT}"]
+{limits}
+[mqtt]
+brokers = ["{domain}:{BROKER_PORT}"]
+ca = "{ROUTER}/servers-ca.pem"
+cert = "{ROUTER}/router.pem"
+key = "{ROUTER}/router.key"
+
+[redis]
+url = "{LOCAL_REDIS}"
+
+[database]
+url = "{database}"
+
+[registry]
+servers-ca = "{ROUTER}/servers-ca.pem"
+"#,
+        limits = limits(open_files()),
+        database = database::url("rssh-routerd"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn haproxy_is_told_to_take_what_the_system_lets_it_open() {
+        assert_eq!(limits(1 << 20), "");
+        let few = limits(20_000);
+        assert!(
+            few.contains("devices = 3795\n") && few.contains("users = 2415\n") && few.contains("https = 345\n"),
+            "{few}"
+        );
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("serverd.toml");
+        let domain: ProxyDomain = "proxy.example.com".parse().unwrap();
+        std::fs::write(&path, serverd(&domain, IpAddr::from([10, 0, 0, 1]))).unwrap();
+        let config = crate::config::Config::load(&path).unwrap();
+        assert_eq!(config.public.domain, domain);
+        assert_eq!(config.https.unwrap().url.to_string(), "https://proxy.example.com:8443");
+    }
+}
