@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Output, Stdio};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -93,4 +93,70 @@ pub fn first_line(lab: &Lab, place: &Place, door: u16, host: &str, more: &[&str]
     client.kill().unwrap();
     client.wait().unwrap();
     line.trim_end().to_owned()
+}
+
+/// A login that lasts, and answers what it is told.
+pub struct Login {
+    ssh: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Login {
+    /// Logs in, by plain ssh.
+    pub fn new(lab: &Lab, user: &str, device: &str) -> Self {
+        let place = lab.place(Some(user)).unwrap();
+        let mut ssh = lab
+            .command(&place, &["ssh", device, "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (to, from) = (ssh.stdin.take().unwrap(), ssh.stdout.take().unwrap());
+        Self {
+            ssh,
+            to,
+            from: BufReader::new(from),
+        }
+    }
+
+    /// Tells it a word, which has to come back.
+    #[track_caller]
+    pub fn answers(&mut self, word: &str) {
+        writeln!(self.to, "{word}").unwrap();
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), word, "the login has ended");
+    }
+
+    /// Ends it, which has to end well.
+    #[track_caller]
+    pub fn ends_well(self) {
+        drop(self.to);
+        let mut ssh = self.ssh;
+        assert!(ssh.wait().unwrap().success());
+    }
+}
+
+/// Runs a command of the administrator's whose certificates live for a short while only, at one of the servers.
+pub fn briefly(lab: &Lab, server: u32, lifetime: &str, args: &str) {
+    let dir = lab.dir().inside(format!("servers/s{server}"));
+    let script = format!(
+        "sed 's/^accounts = .*/lifetime = \"{lifetime}\"/' {dir}/admin.toml > {dir}/brief-$$.toml && {} {args} --config \
+         {dir}/brief-$$.toml && rm {dir}/brief-$$.toml",
+        lab.programs().path("rssh-serverd").display()
+    );
+    let output = lab
+        .command(&Place::Server(server), &["sh", "-c", &script])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", all_of(&output));
+}
+
+/// The end of the certificate that a command writes, in Unix seconds.
+pub fn end_of(lab: &Lab, certificate: &str) -> u64 {
+    let script = format!("date -d \"$({certificate} | openssl x509 -noout -enddate | cut -d= -f2)\" +%s");
+    let output = lab.command(&Place::Core, &["sh", "-c", &script]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.trim().parse().unwrap_or_else(|_| panic!("{}", all_of(&output)))
 }

@@ -3,16 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a story fails where it stands")]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use rssh_lab::place::{DOMAIN, Place};
 use rssh_lab::process::{PATIENTLY, Process};
-use rssh_lab::testing::{administer, all_of, greeting, said, shared, within};
+use rssh_lab::testing::{Login, administer, all_of, briefly, end_of, greeting, said, shared, within};
 use rssh_lab::{Action, Lab, Options};
 use rssh_proto::{NameKey, SignedName};
 
@@ -24,46 +22,6 @@ fn lab() -> Arc<Lab> {
         ..Options::default()
     };
     shared(options, |_| ())
-}
-
-/// A login that lasts, and answers what it is told.
-struct Login {
-    ssh: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
-impl Login {
-    fn new(lab: &Lab, user: &str, device: &str) -> Self {
-        let place = lab.place(Some(user)).unwrap();
-        let mut ssh = lab
-            .command(&place, &["ssh", device, "cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (to, from) = (ssh.stdin.take().unwrap(), ssh.stdout.take().unwrap());
-        Self {
-            ssh,
-            to,
-            from: BufReader::new(from),
-        }
-    }
-
-    #[track_caller]
-    fn answers(&mut self, word: &str) {
-        writeln!(self.to, "{word}").unwrap();
-        let mut line = String::new();
-        self.from.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), word, "the login has ended");
-    }
-
-    #[track_caller]
-    fn ends_well(self) {
-        drop(self.to);
-        let mut ssh = self.ssh;
-        assert!(ssh.wait().unwrap().success());
-    }
 }
 
 /// The processes of HAProxy, told apart from later ones with the same numbers.
@@ -255,29 +213,6 @@ fn a_devices_ssh_key_changes_and_its_tunnels_live_on() {
         key != third && before == third && state.join("ssh_key.pub").exists() && public() == key
     });
     said(&lab, "alice", &["rssh", "open", "device-2", "--new", "--json"]);
-}
-
-/// Runs a command of the administrator's whose certificates live for a short while only, at one of the servers.
-fn briefly(lab: &Lab, server: u32, lifetime: &str, args: &str) {
-    let dir = lab.dir().inside(format!("servers/s{server}"));
-    let script = format!(
-        "sed 's/^accounts = .*/lifetime = \"{lifetime}\"/' {dir}/admin.toml > {dir}/brief.toml && {} {args} --config \
-         {dir}/brief.toml && rm {dir}/brief.toml",
-        lab.programs().path("rssh-serverd").display()
-    );
-    let output = lab
-        .command(&Place::Server(server), &["sh", "-c", &script])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", all_of(&output));
-}
-
-/// The end of the certificate that a command writes, in Unix seconds.
-fn end_of(lab: &Lab, certificate: &str) -> u64 {
-    let script = format!("date -d \"$({certificate} | openssl x509 -noout -enddate | cut -d= -f2)\" +%s");
-    let output = lab.command(&Place::Core, &["sh", "-c", &script]).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.trim().parse().unwrap_or_else(|_| panic!("{}", all_of(&output)))
 }
 
 /// How often a component has logged something.

@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 use rssh_lab::Lab;
 use rssh_lab::control::Action;
 use rssh_lab::place::Place;
+use rssh_lab::testing::{self, briefly};
 
 use crate::{all_of, lab, open, said, within};
 
 /// How long a renewal may take on a busy machine, past its moment.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The days for which a certificate lives when nobody says otherwise.
-const DAYS: i64 = 90;
+const DAYS: u64 = 90;
 
 /// A shell at a user's.
 fn shell(lab: &Lab, user: &str, script: &str) -> Output {
@@ -25,29 +26,13 @@ fn succeeds(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The end of a certificate, in Unix seconds, as openssl reads it.
-fn end_of(lab: &Lab, path: &str) -> i64 {
-    let path = lab.dir().inside(path);
-    let script = format!("date -d \"$(openssl x509 -in {path} -noout -enddate | cut -d= -f2)\" +%s");
-    let output = lab.command(&Place::Core, &["sh", "-c", &script]).output().unwrap();
-    succeeds(&output).trim().parse().unwrap()
+/// The end of a certificate in a file, in Unix seconds.
+fn end_of(lab: &Lab, path: &str) -> u64 {
+    testing::end_of(lab, &format!("cat {}", lab.dir().inside(path)))
 }
 
-fn now() -> i64 {
-    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    i64::try_from(since.as_secs()).unwrap()
-}
-
-/// Has the operator sign a request with a certificate that lives for a short while only.
-fn shorten(lab: &Lab, lifetime: &str, args: &str) {
-    let (dir, serverd) = (lab.dir().inside("servers/s1"), lab.programs().path("rssh-serverd"));
-    let script = format!(
-        "sed 's/^accounts = .*/lifetime = \"{lifetime}\"/' {dir}/admin.toml > {dir}/short-$$.toml && \
-         {} {args} --config {dir}/short-$$.toml",
-        serverd.display()
-    );
-    let output = lab.command(&Place::Core, &["sh", "-c", &script]).output().unwrap();
-    succeeds(&output);
+fn now() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()
 }
 
 /// Gives device `n` a certificate with a short life, for the key that it has.
@@ -55,8 +40,9 @@ fn shorten_device(lab: &Lab, n: u32, lifetime: &str) {
     let state = lab.dir().inside(format!("devices/device-{n}/state"));
     let csr = format!("openssl req -new -key {state}/device.key -subj /CN=device-{n} -out {state}/device.csr");
     succeeds(&lab.command(&Place::Core, &["sh", "-c", &csr]).output().unwrap());
-    shorten(
+    briefly(
         lab,
+        1,
         lifetime,
         &format!(
             "device add device-{n} --csr {state}/device.csr --ssh-key {state}/ssh_key.pub --cert-out {state}/device.pem"
@@ -158,8 +144,9 @@ fn a_users_certificate_is_renewed_by_the_next_command() {
     let csr = format!("openssl req -new -key {profile}/user.key -subj /CN=rupert -out {profile}/user.csr");
     succeeds(&lab.command(&Place::Core, &["sh", "-c", &csr]).output().unwrap());
     // Two thirds of it are over in a moment.
-    shorten(
+    briefly(
         &lab,
+        1,
         "40s",
         &format!("user add rupert --csr {profile}/user.csr --cert-out {profile}/user.pem"),
     );
