@@ -1,6 +1,7 @@
 //! The agent's loop: messages, ssh and time go into [`Tunnels`], and what it commands is done.
 
 mod answer;
+mod keys;
 mod prepare;
 mod voice;
 
@@ -14,7 +15,7 @@ use rssh_mqtt::way::Now;
 use rssh_mqtt::{Event, Message, Session, Way};
 use rssh_proto::DeviceId;
 use rssh_proto::claim::Claimed;
-use rssh_proto::payload::{self, DeviceEventKind, DeviceStatus};
+use rssh_proto::payload::{self, DeviceEventKind, DeviceStatus, OpenOrder};
 use rssh_proto::topic::Topic;
 use sd_notify::NotifyState;
 use serde::de::DeserializeOwned;
@@ -32,6 +33,7 @@ use crate::ssh::inherit::{Adopted, Inherited, Record};
 use crate::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop};
 use crate::tunnel::{Attempt, Command, DIAL_TIMEOUT, Policy, Tunnels};
 
+use keys::Keys;
 pub use prepare::Prepared;
 use voice::Voice;
 
@@ -87,6 +89,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
     let driver = tokio::spawn(driver);
     let (happenings, mut happened) = mpsc::channel(HAPPENINGS);
     let mut agent = Agent {
+        keys: Keys::start(&config),
         device: config.device.clone(),
         voice: Voice::new(config.device.clone(), instance, generation, session),
         ssh: Arc::new(ssh),
@@ -154,6 +157,11 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
     if tokio::time::timeout(GRACE, ending).await.is_err() {
         tracing::warn!("an ssh did not end in time");
     }
+    match (agent.keys.take(), leave) {
+        (Some(keys), Leave::Closing) => keys.finish(GRACE).await,
+        (Some(keys), Leave::Keeping) => keys.leave(),
+        (None, _) => {}
+    }
     agent.voice.farewell(GRACE).await;
     // Without a connection the driver would try on.
     if agent.voice.is_up() && tokio::time::timeout(GRACE, driver).await.is_err() {
@@ -177,6 +185,8 @@ async fn next<T>(channel: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
 
 /// What the tasks of tunnels tell the loop.
 enum Happening {
+    /// An order whose user's key is there, or late.
+    Ordered(OpenOrder),
     Dialed(Attempt, Result<(), String>),
     News(Attempt, News),
     Ended(Attempt, Ended),
@@ -190,6 +200,8 @@ enum Work {
 
 struct Agent {
     device: DeviceId,
+    /// Who keeps users' keys, where the device's sshd takes no certificates.
+    keys: Option<Keys>,
     voice: Voice,
     ssh: Arc<Ssh>,
     happenings: mpsc::Sender<Happening>,
@@ -270,16 +282,37 @@ impl Agent {
             // Orders are never retained: one that is comes from long ago, or from nobody who may give any.
             _ if message.retained => self.drop_message(&message.topic, "it is retained"),
             Some(Topic::DeviceOpen(_)) => match self.decode(message) {
-                Some(order) => self.tunnels.handle_open(order, now),
+                Some(order) => match self.keyed(order) {
+                    Some(order) => self.tunnels.handle_open(order, now),
+                    None => vec![],
+                },
                 None => vec![],
             },
             Some(Topic::DeviceClose(_)) => match self.decode(message) {
-                Some(order) => self.tunnels.handle_close(&order),
+                Some(order) => {
+                    // Who may log in may be fewer now.
+                    drop(self.keys.as_ref().map(Keys::look));
+                    self.tunnels.handle_close(&order)
+                }
                 None => vec![],
             },
             _ => self.drop_message(&message.topic, "it is not an order"),
         };
         self.execute(commands);
+    }
+
+    /// The order, at once where no key has to be there first.
+    fn keyed(&self, order: OpenOrder) -> Option<OpenOrder> {
+        let Some(keys) = &self.keys else {
+            return Some(order);
+        };
+        let (looked, happenings) = (keys.look(), self.happenings.clone());
+        tokio::spawn(async move {
+            looked.await;
+            // The loop is gone only when the agent is.
+            let _ = happenings.send(Happening::Ordered(order)).await;
+        });
+        None
     }
 
     fn decode<T: DeserializeOwned>(&mut self, message: &Message) -> Option<T> {
@@ -296,6 +329,7 @@ impl Agent {
 
     fn handle_happening(&mut self, happening: Happening) {
         let commands = match happening {
+            Happening::Ordered(order) => self.tunnels.handle_open(order, Instant::now()),
             Happening::Dialed(attempt, outcome) => self.tunnels.handle_dialed(attempt, outcome, Instant::now()),
             Happening::News(attempt, News::Connected(way)) => {
                 self.ways.insert(attempt, way);
@@ -335,6 +369,9 @@ impl Agent {
     }
 
     fn execute(&mut self, commands: Vec<Command>) {
+        if let Some(keys) = &self.keys {
+            keys.set_busy(!self.tunnels.is_empty());
+        }
         for command in commands {
             match command {
                 Command::Report { tunnel, epoch, event } => {

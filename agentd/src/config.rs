@@ -11,7 +11,7 @@ use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::DeviceStatus;
 use rssh_proto::target::TargetName;
-use rssh_proto::{DeviceId, HostPort, HttpsUrl, Target};
+use rssh_proto::{Account, DeviceId, HostPort, HttpsUrl, Target};
 use serde::Deserialize;
 
 use crate::ssh::version::{self, VersionError};
@@ -27,6 +27,10 @@ pub enum ConfigError {
     Tunnels(usize),
     #[error("[targets.named] {0} names another name; use a port or HOST:PORT")]
     Named(String),
+    #[error("[authorized-keys] {0} = {1:?} is not possible; name the file by its whole path")]
+    AuthorizedKeys(String, PathBuf),
+    #[error("[authorized-keys] needs url, where the servers answer")]
+    NoUrl,
     #[error("[ssh] {what} = {path:?} cannot be used; {reason}")]
     SshPath {
         what: &'static str,
@@ -57,6 +61,9 @@ pub struct Config {
     pub proxy_password_file: Option<PathBuf>,
     /// Where the certificate is renewed; without it, nothing is.
     pub url: Option<HttpsUrl>,
+    /// By account, where users' keys are kept while they are good, for an sshd that knows no certificates.
+    #[serde(default)]
+    pub authorized_keys: BTreeMap<Account, PathBuf>,
     pub mqtt: Mqtt,
     pub ssh: Ssh,
     #[serde(default)]
@@ -228,6 +235,12 @@ impl Config {
             .find(|(_, target)| matches!(target, Target::Named(_)))
         {
             return Err(ConfigError::Named(name.to_string()));
+        }
+        if let Some((account, path)) = self.authorized_keys.iter().find(|(_, path)| !path.is_absolute()) {
+            return Err(ConfigError::AuthorizedKeys(account.to_string(), path.clone()));
+        }
+        if !self.authorized_keys.is_empty() && self.url.is_none() {
+            return Err(ConfigError::NoUrl);
         }
         for (what, path) in [("key", &self.ssh.key), ("known-hosts", &self.ssh.known_hosts)] {
             if !is_quotable(path) {

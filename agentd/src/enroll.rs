@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use rssh_mqtt::https::Client;
 use rssh_mqtt::{ask, identity};
 use rssh_proto::enrolment::{DeviceEnrolled, EnrolDevice};
-use rssh_proto::{DeviceId, HttpsUrl};
+use rssh_proto::{Account, DeviceId, HttpsUrl};
 
 use crate::config::Config;
 use crate::{init, user_ca};
@@ -38,9 +39,51 @@ pub struct Enroll {
     /// Let users log in to this device's sshd by the short-lived certificates that their grants give them.
     #[arg(long)]
     pub trust_user_ca: bool,
+    /// Keep the keys of users whose grants let them in to an account in its authorized_keys, for a device whose sshd
+    /// (dropbear) knows no certificates; ~/.ssh/authorized_keys where no file is given. May be given several times.
+    #[arg(long, value_name = "ACCOUNT[=FILE]", conflicts_with = "trust_user_ca")]
+    pub authorized_keys: Vec<KeysOf>,
     /// Do not reload sshd after that.
     #[arg(long, requires = "trust_user_ca")]
     pub no_reload: bool,
+}
+
+/// An account, and the file that opens it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeysOf {
+    account: Account,
+    file: PathBuf,
+}
+
+impl FromStr for KeysOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, file) = match text.split_once('=') {
+            Some((name, file)) => (name, Some(PathBuf::from(file))),
+            None => (text, None),
+        };
+        let account: Account = name
+            .parse()
+            .map_err(|error: rssh_proto::id::IdError| error.to_string())?;
+        let file = match file {
+            Some(file) if file.is_absolute() => file,
+            Some(file) => return Err(format!("{}: name the file by its whole path", file.display())),
+            None => home(&account)?.join(".ssh/authorized_keys"),
+        };
+        Ok(Self { account, file })
+    }
+}
+
+/// The home of an account (passwd(5)).
+fn home(account: &Account) -> Result<PathBuf, String> {
+    let accounts = fs::read_to_string("/etc/passwd").map_err(|error| format!("/etc/passwd: {error}"))?;
+    accounts
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&account.as_str()))
+        .and_then(|fields| fields.get(5).map(PathBuf::from))
+        .ok_or_else(|| format!("there is no account {account} here; name its file: {account}=FILE"))
 }
 
 /// Enrols this device. It can be repeated with the same token when it failed half-way. Run as root, it leaves the keys to
@@ -70,7 +113,7 @@ pub async fn run(args: Enroll) -> anyhow::Result<()> {
     }
     identity::hand_over(&dir)?;
     let device = enrolled.device.clone();
-    write_config(&args.config, &dir, &enrolled)?;
+    write_config(&args.config, &dir, &enrolled, &args.authorized_keys)?;
     if args.trust_user_ca {
         user_ca::trust(&device, &enrolled.user_ca, &args.sshd_config, !args.no_reload)?;
     }
@@ -97,7 +140,7 @@ fn host_keys(given: &[PathBuf], sshd_config: &Path) -> anyhow::Result<Vec<String
     paths.iter().map(|path| init::public_key(path)).collect()
 }
 
-fn write_config(path: &Path, dir: &Path, enrolled: &DeviceEnrolled) -> anyhow::Result<()> {
+fn write_config(path: &Path, dir: &Path, enrolled: &DeviceEnrolled, keys: &[KeysOf]) -> anyhow::Result<()> {
     if path.exists() {
         let config = Config::load(path).with_context(|| format!("{} is there already", path.display()))?;
         if config.device != enrolled.device {
@@ -108,19 +151,38 @@ fn write_config(path: &Path, dir: &Path, enrolled: &DeviceEnrolled) -> anyhow::R
                 enrolled.device
             );
         }
+        if let Some(missing) = keys.iter().find(|of| !config.authorized_keys.contains_key(&of.account)) {
+            bail!(
+                "{} is there already; add to it: [authorized-keys] {} = \"{}\"",
+                path.display(),
+                missing.account,
+                missing.file.display()
+            );
+        }
         return Ok(());
     }
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    identity::write_public(path, render(dir, enrolled)?.as_bytes())?;
+    identity::write_public(path, render(dir, enrolled, keys)?.as_bytes())?;
     Ok(())
 }
 
-fn render(dir: &Path, enrolled: &DeviceEnrolled) -> anyhow::Result<String> {
+fn render(dir: &Path, enrolled: &DeviceEnrolled, keys: &[KeysOf]) -> anyhow::Result<String> {
     // JSON's strings are TOML's basic strings.
     let text = |path: &Path| serde_json::to_string(&path.to_string_lossy());
     let file = |name: &str| text(&dir.join(name));
+    let mut kept = String::new();
+    for of in keys {
+        if kept.is_empty() {
+            kept += "\n# While users' keys are good.\n[authorized-keys]\n";
+        }
+        kept += &format!(
+            "{} = {}\n",
+            serde_json::to_string(of.account.as_str())?,
+            text(&of.file)?
+        );
+    }
     Ok(format!(
         "# Written by rssh-agentd enroll.\n\
          device = \"{device}\"\n\
@@ -137,7 +199,8 @@ fn render(dir: &Path, enrolled: &DeviceEnrolled) -> anyhow::Result<String> {
          key = {ssh_key}\n\
          known-hosts = {known_hosts}\n\
          \n\
-         # Tunnels lead to this device's sshd and nowhere else, unless [targets] says more.\n",
+         # Tunnels lead to this device's sshd and nowhere else, unless [targets] says more.\n\
+         {kept}",
         device = enrolled.device,
         state = text(dir)?,
         url = enrolled.url,
@@ -167,16 +230,19 @@ mod tests {
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("etc/agentd.toml");
-        write_config(&path, &dir.path().join("a state"), &enrolled).unwrap();
+        let keys: [KeysOf; 1] = ["root=/etc/dropbear/authorized_keys".parse().unwrap()];
+        write_config(&path, &dir.path().join("a state"), &enrolled, &keys).unwrap();
         let config = Config::load(&path).unwrap();
         assert_eq!(config.url.as_ref(), Some(&enrolled.url));
         assert_eq!(config.mqtt.cert, dir.path().join("a state/device.pem"));
+        let file = Path::new("/etc/dropbear/authorized_keys");
+        assert_eq!(config.authorized_keys.values().collect::<Vec<_>>(), [file]);
         // A second time it stays, unless it is another device's.
-        write_config(&path, dir.path(), &enrolled).unwrap();
+        write_config(&path, dir.path(), &enrolled, &keys).unwrap();
         let other = DeviceEnrolled {
             device: "device-2".parse().unwrap(),
             ..enrolled
         };
-        assert!(write_config(&path, dir.path(), &other).is_err());
+        assert!(write_config(&path, dir.path(), &other, &keys).is_err());
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod ask;
+pub mod authorized_keys;
 pub mod check;
 pub mod cli;
 pub mod config;

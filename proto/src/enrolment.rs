@@ -292,6 +292,31 @@ pub struct SshCertified {
     pub host_keys: Vec<String>,
 }
 
+/// `POST /v1/device/authorized-keys`: a device's whose own sshd knows no certificates.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorizedKeysRequest {
+    /// The accounts that users may log in to by the keys that they are told.
+    pub accounts: Vec<Account>,
+}
+
+/// What the device gets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuthorizedKeys {
+    pub keys: Vec<AuthorizedKey>,
+}
+
+/// A key that logs in to one account of the device.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuthorizedKey {
+    pub account: Account,
+    pub user: UserId,
+    /// `TYPE BASE64`
+    pub public_key: String,
+    /// For how long it is good from now on, in seconds.
+    pub valid_s: u32,
+}
+
 /// The principal of a user's SSH certificate that stands for an account of one device.
 pub fn principal(account: impl fmt::Display, device: &DeviceId) -> String {
     format!("{account}@{device}")

@@ -12,6 +12,7 @@ pub mod id;
 pub mod name;
 pub mod payload;
 pub mod registration;
+pub mod ssh_key;
 pub mod tag;
 pub mod target;
 pub mod text;

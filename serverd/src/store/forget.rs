@@ -18,12 +18,13 @@ pub struct Forgotten {
 }
 
 /// What is the user's alone goes; revoking has taken the enrolment tokens. Openers first, while tunnels say whose they are.
-const GONE: [&str; 5] = [
+const GONE: [&str; 6] = [
     "DELETE FROM openers o USING tunnels t WHERE t.id = o.tunnel_id AND t.user_id = $1",
     "DELETE FROM grants WHERE user_id = $1",
     "DELETE FROM group_members WHERE user_id = $1",
     "DELETE FROM api_tokens WHERE user_id = $1",
     "UPDATE users SET max_tunnels = NULL, opens_per_minute = NULL WHERE id = $1",
+    "DELETE FROM ssh_keys WHERE user_id = $1",
 ];
 
 impl Store {

@@ -19,6 +19,7 @@ mod revocation;
 mod routers;
 mod servers;
 mod shares;
+mod ssh_keys;
 mod tokens;
 mod tunnels;
 
@@ -213,6 +214,7 @@ fn migrator() -> Migrator {
             migration(5, "api", include_str!("../../migrations/0005_api.sql")),
             migration(6, "audit", include_str!("../../migrations/0006_audit.sql")),
             migration(7, "shares", include_str!("../../migrations/0007_shares.sql")),
+            migration(9, "ssh_keys", include_str!("../../migrations/0009_ssh_keys.sql")),
         ]),
         ..Migrator::DEFAULT
     }

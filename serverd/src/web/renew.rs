@@ -9,8 +9,8 @@ use ring::hmac;
 use rssh_proto::DeviceId;
 use rssh_proto::audit::Event;
 use rssh_proto::enrolment::{
-    CertifySsh, Challenge, ChallengeRequest, NameKeyNow, NameMastersNow, NewSshKey, RECOVERY_NAMESPACE, Recover, Renew,
-    Renewed, SshCertified, principal, recovery_text,
+    AuthorizedKeys, AuthorizedKeysRequest, CertifySsh, Challenge, ChallengeRequest, NameKeyNow, NameMastersNow,
+    NewSshKey, RECOVERY_NAMESPACE, Recover, Renew, Renewed, SshCertified, principal, recovery_text,
 };
 use rssh_proto::id::random_hex;
 
@@ -40,6 +40,7 @@ pub(super) fn routes() -> Router<Web> {
         .route("/v1/recover/challenge", post(challenge))
         .route("/v1/recover", post(recover))
         .route("/v1/device/ssh-key", post(new_ssh_key))
+        .route("/v1/device/authorized-keys", post(authorized_keys))
         .route("/v1/ssh-certificate", post(certify_ssh))
 }
 
@@ -207,6 +208,8 @@ async fn certify_ssh(
         .map(|account| principal(account, &asked.device))
         .collect();
     let lives = office.admin.ssh_lifetime.duration();
+    let store = &web.server.store;
+    store.keep_ssh_key(user, &asked.device, &key, &accounts, lives).await?;
     let certificate = office.pki.certify_user(user, &principals, lives, &key);
     let certificate = certificate.map_err(|error| unsigned(&error.into()))?;
     tracing::info!(%user, device = %asked.device, ?accounts, "certified for ssh");
@@ -219,6 +222,20 @@ async fn certify_ssh(
         valid_s: u32::try_from(lives.as_secs()).unwrap_or(u32::MAX),
         host_keys: host_keys.iter().map(ToString::to_string).collect(),
     }))
+}
+
+/// The keys that log in to a device whose own sshd knows no certificates, as the grants are now.
+async fn authorized_keys(
+    State(web): State<Web>,
+    caller: Caller,
+    Json(asked): Json<AuthorizedKeysRequest>,
+) -> Result<axum::Json<AuthorizedKeys>, Problem> {
+    let Who::Device(device) = &caller.who else {
+        return Err(Problem::denied("only a device is told who logs in to it"));
+    };
+    caller.certificate()?;
+    let keys = web.server.store.authorized_keys(device, &asked.accounts).await?;
+    Ok(axum::Json(AuthorizedKeys { keys }))
 }
 
 #[cfg(test)]

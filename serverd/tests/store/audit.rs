@@ -69,7 +69,9 @@ async fn nothing_that_was_recorded_is_lost_at_the_end_and_one_bad_event_keeps_no
         }
     }
     // The daemon ends at once.
+    let began = std::time::Instant::now();
     sealer.start(store.clone()).finish().await;
+    println!("sealing 301 events: {:?}", began.elapsed());
     let entries = all(&store, &Wanted::default()).await;
     let kinds = |kind: &str| entries.iter().filter(|entry| entry.kind == kind).count();
     assert_eq!(

@@ -5,6 +5,7 @@
 mod access;
 mod api;
 mod certificates;
+mod dropbear;
 mod enrolment;
 mod firewall;
 mod https;
@@ -28,7 +29,7 @@ fn lab() -> Arc<Lab> {
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
         devices: 21,
-        users: 15,
+        users: 16,
         ..Options::default()
     };
     shared(options, |_| ())
