@@ -43,7 +43,7 @@ test: build
 .PHONY: bench
 bench: debian-packages
 	$(CARGO) build --locked --release --workspace --bins
-	$(CARGO) build --locked --profile dist --package rssh-agentd
+	$(CARGO) build --locked --profile device --package rssh-agentd
 	@target/release/rssh-bench $(BENCH)
 
 .PHONY: faults

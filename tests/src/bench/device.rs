@@ -67,7 +67,7 @@ fn pss_mib(process: Process) -> Result<f64> {
 
 /// The agent as devices get it, when it is built.
 fn packaged(lab: &Lab) -> Option<PathBuf> {
-    let path = lab.programs().dir().parent()?.join("dist/rssh-agentd");
+    let path = lab.programs().dir().parent()?.join("device/rssh-agentd");
     path.exists().then_some(path)
 }
 
@@ -102,8 +102,8 @@ impl Idle {
 
     fn which(&self) -> &'static str {
         match self.packaged {
-            Some(_) => "of the dist profile",
-            None => "of the release profile; build the other: cargo build --profile dist -p rssh-agentd",
+            Some(_) => "of the profile device",
+            None => "of the release profile; build the other: cargo build --profile device -p rssh-agentd",
         }
     }
 }
