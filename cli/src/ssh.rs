@@ -5,6 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use rssh_proto::text::sanitize;
 
@@ -42,7 +44,7 @@ impl Proxy {
     ///
     /// The device stands in the command by its id, which is nothing to a shell, and not as `%h`: a `HostName` in the
     /// user's configuration changes that, and its metacharacters reach the shell (CVE-2023-51385). The port stays
-    /// ssh's to choose.
+    /// ssh's to choose. What the registry knows of the device's host keys counts beside the user's own known_hosts.
     pub fn login(&self, destination: &Destination) -> Vec<OsString> {
         let device = &destination.device;
         let mut command = OsString::from("ProxyCommand=");
@@ -53,6 +55,11 @@ impl Proxy {
             "-o".into(),
             format!("HostKeyAlias={device}").into(),
         ];
+        if asks_for_known_hosts() {
+            let mut command = OsString::from("KnownHostsCommand=");
+            command.push(self.known_hosts());
+            arguments.extend(["-o".into(), command]);
+        }
         if let Some(login) = &destination.login {
             arguments.extend(["-l".into(), login.to_string().into()]);
         }
@@ -157,6 +164,24 @@ pub fn ended(log: &str) -> Ended {
     } else {
         Ended::NotLoggedIn(reason)
     }
+}
+
+/// Whether the system's ssh knows KnownHostsCommand: an older one would take none of the options.
+fn asks_for_known_hosts() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let since = Some((8, 5));
+        said().is_ok_and(|said| version(&said) >= since)
+    })
+}
+
+/// What `ssh -V` says, which it does on stderr.
+///
+/// # Errors
+/// When ssh cannot be run.
+pub fn said() -> io::Result<String> {
+    let output = Command::new("ssh").arg("-V").stdin(Stdio::null()).output()?;
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The version in what `ssh -V` says, such as `OpenSSH_9.2p1 Debian-2, OpenSSL 3.0.20`; `None` for another ssh.

@@ -19,10 +19,10 @@ use crate::store::{Asker, Bounds, Opening, StoreError, Times, Tunnel};
 /// The longest wait that a request may ask for: for a device that answers, and for one that is offline.
 const LONGEST_WAIT_MS: u32 = 300_000;
 const LONGEST_QUEUE_MS: u32 = 7 * 24 * 3_600_000;
-/// When an order that was not acknowledged is sent again, and when the device counts as not answering. The first is the
-/// slowest link's round trip; the second leaves the order's copy as long.
-const ORDER_AGAIN: Duration = Duration::from_secs(1);
-const NOT_ANSWERING: Duration = Duration::from_secs(2);
+/// How long an order is given to be acknowledged, and how often it is sent, before the device counts as not answering.
+/// An acknowledgement goes to any server: to one that is frozen, as likely as not where there are two.
+const ORDER_EVERY: Duration = Duration::from_millis(500);
+const ORDERS: usize = 6;
 /// How many tunnels go into one message: each is under 300 bytes.
 const TUNNELS_PER_MESSAGE: usize = 8;
 /// How much of a message devices may fill, in bytes: the rest is for what stands around them.
@@ -262,13 +262,15 @@ async fn order(server: &Arc<Server>, asker: &Asker, tunnel: Tunnel, wait: bool) 
     // Zero proves nothing: the link may be half open, or only a monitor may be subscribed.
     let server = server.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(ORDER_AGAIN).await;
-        let unanswered = |tunnel: &Tunnel| tunnel.state == TunnelState::Requested;
-        match server.store.tunnel_of(&tunnel.user, tunnel.id).await {
-            Ok(Some(now)) if unanswered(&now) => drop(send_order(&server, &now).await),
-            _ => return,
+        for _ in 1..ORDERS {
+            tokio::time::sleep(ORDER_EVERY).await;
+            match server.store.unanswered(tunnel.id).await {
+                Ok(Some(now)) => drop(send_order(&server, &now).await),
+                Ok(None) => return,
+                Err(error) => tracing::debug!(tunnel = %tunnel.id, %error, "cannot see whether the device answered"),
+            }
         }
-        tokio::time::sleep(NOT_ANSWERING - ORDER_AGAIN).await;
+        tokio::time::sleep(ORDER_EVERY).await;
         let message = format!(
             "{} is connected, but does not answer; check its load and its link",
             tunnel.device

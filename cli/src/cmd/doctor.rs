@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::examine::{self, Finding, Status};
 use crate::output;
 use crate::profile::{self, Profile};
+use crate::ssh;
 
 /// A host name that no certificate is for: the load balancer's own are signed and not known here.
 const NO_HOST: &str = "doctor.invalid";
@@ -263,12 +264,8 @@ async fn control(
 
 /// The programs of this machine.
 fn system(report: &mut Report) -> Result<(), Error> {
-    let said = Command::new("ssh").arg("-V").stdin(Stdio::null()).output();
-    match said {
-        Ok(said) => {
-            // It says so on stderr.
-            report.tell(&examine::ssh_version(&String::from_utf8_lossy(&said.stderr)))?;
-        }
+    match ssh::said() {
+        Ok(said) => report.tell(&examine::ssh_version(&said))?,
         Err(error) => {
             let detail = format!("ssh cannot be run: {error}");
             return report.tell(&Finding::fail("ssh", detail, "install the package openssh-client"));

@@ -330,6 +330,25 @@ impl Store {
         }
     }
 
+    /// A tunnel whose device has not acknowledged it, nor landed.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn unanswered(&self, tunnel: TunnelId) -> Result<Option<Tunnel>, StoreError> {
+        self.within(async {
+            let row = sqlx::query(concat!(
+                "SELECT ",
+                tunnel_columns!(),
+                " FROM tunnels t WHERE t.id = $1 AND t.state = 'requested' AND t.answered_at IS NULL"
+            ))
+            .bind(tunnel.uuid())
+            .fetch_optional(&self.pool)
+            .await?;
+            row.as_ref().map(read).transpose()
+        })
+        .await
+    }
+
     /// Notes that the device has acknowledged a tunnel; `None` when there was nothing to note.
     ///
     /// # Errors

@@ -180,6 +180,9 @@ fn ssh_knows_a_device_on_first_contact_by_the_key_in_the_registry() {
     let login = "ssh -F ~/first/config -l root -i ~/.ssh/id_ed25519 -o BatchMode=yes -o UserKnownHostsFile=/dev/null \
                  -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes device-16.rssh hostname";
     assert_eq!(said(&lab, "niaj", &["sh", "-c", login]), "device-16\n");
+    let by_rssh = "rssh ssh root@device-16 -- -F none -o BatchMode=yes -o UserKnownHostsFile=/dev/null \
+                   -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes hostname";
+    assert_eq!(said(&lab, "niaj", &["sh", "-c", by_rssh]), "device-16\n");
     // Another key in its place, and nobody logs in.
     let other = fs::read_to_string(lab.dir().join("devices/device-15/sshd/ssh_host_ed25519_key.pub")).unwrap();
     store(&other.split(' ').take(2).collect::<Vec<_>>().join(" "));
