@@ -28,7 +28,7 @@ use serde::Deserialize;
 fn lab() -> Arc<Lab> {
     let options = Options {
         servers: NonZeroU32::new(2).unwrap(),
-        devices: 21,
+        devices: 22,
         users: 16,
         ..Options::default()
     };

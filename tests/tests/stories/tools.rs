@@ -1,12 +1,8 @@
 //! Programs that know nothing of rssh: they find the devices by ssh's configuration.
 
 use std::fs;
-use std::process::Stdio;
 
-use rssh_lab::Action;
-use rssh_lab::process::PATIENTLY;
-
-use crate::{lab, said, within};
+use crate::{lab, said};
 
 #[test]
 fn scp_copies_both_ways() {
@@ -117,46 +113,6 @@ fn ssh_forwards_ports_on_top_of_a_tunnel() {
     let lines: Vec<&str> = banners.lines().map(str::trim_end).collect();
     assert_eq!(lines.len(), 2, "{banners}");
     assert!(lines.iter().all(|line| line.ends_with(" device-8")), "{banners}");
-}
-
-#[test]
-fn a_device_whose_ssh_server_is_dropbear_is_reached_alike() {
-    let lab = lab();
-    lab.ctl(Action::Kill, "target-15").unwrap();
-    let sshd = lab.dir().inside("devices/device-15/sshd");
-    let prepare = format!(
-        "set -e; dropbearconvert openssh dropbear {sshd}/ssh_host_ed25519_key {sshd}/dropbear_key 2>/dev/null; \
-         mkdir -p ~/.ssh; cp {sshd}/authorized_keys ~/.ssh/authorized_keys; chmod 700 ~ ~/.ssh; chmod 600 ~/.ssh/*"
-    );
-    lab.on_device(15, &["sh", "-c", &prepare]).unwrap();
-    let key = format!("{sshd}/dropbear_key");
-    let pid = format!("{sshd}/dropbear.pid");
-    let place = rssh_lab::place::Place::Device(15);
-    let argv = [
-        "dropbear",
-        "-F",
-        "-E",
-        "-s",
-        "-p",
-        "127.0.0.1:22",
-        "-r",
-        &key,
-        "-P",
-        &pid,
-    ];
-    let mut dropbear = lab.command(&place, &argv).stderr(Stdio::null()).spawn().unwrap();
-    within(PATIENTLY, "dropbear listens", || {
-        let listens = lab.on_device(15, &["ss", "-Htln", "sport = :22"]);
-        listens.is_ok_and(|told| told.contains(":22"))
-    });
-    let banner = said(&lab, "mike", &["rssh", "open", "device-15", "--json"]);
-    let hostname = said(&lab, "mike", &["ssh", "device-15", "hostname"]);
-    said(&lab, "mike", &["rssh", "close", "device-15", "--force"]);
-    dropbear.kill().unwrap();
-    dropbear.wait().unwrap();
-    lab.ctl(Action::Start, "target-15").unwrap();
-    assert!(banner.contains("dropbear"), "{banner}");
-    assert_eq!(hostname, "device-15\n");
 }
 
 #[test]

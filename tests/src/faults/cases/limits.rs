@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -180,15 +180,7 @@ fn descriptors(scene: &Scene) -> Result<Measured> {
         &serverd.pid.to_string(),
         &format!("--nofile={limits}:{limits}"),
     ]))?;
-    let began = Instant::now();
-    scene.until(Duration::from_secs(60), "a tunnel lands on s1 again", || {
-        let answer = scene.try_open(PROBER, 5, TIMEOUT)?;
-        if answer.succeeded() {
-            scene.close_tunnel(PROBER, 5)?;
-        }
-        Ok(answer.stdout.contains("\"server\":\"s1\""))
-    })?;
-    let took = began.elapsed();
+    let took = lands_again(scene)?;
     ensure!(
         sessions.iter().all(|session| session.goes_on(Duration::from_secs(5))),
         "a session ended"
@@ -227,13 +219,7 @@ fn processes(scene: &Scene) -> Result<Measured> {
     let refused = group.refused()?;
     scene.effect(format!("{refused} processes were refused"), refused > 0);
     group.bound(false)?;
-    scene.until(Duration::from_secs(60), "a tunnel lands on s1 again", || {
-        let answer = scene.try_open(PROBER, 5, TIMEOUT)?;
-        if answer.succeeded() {
-            scene.close_tunnel(PROBER, 5)?;
-        }
-        Ok(answer.stdout.contains("\"server\":\"s1\""))
-    })?;
+    lands_again(scene)?;
     ensure!(
         sessions.iter().all(|session| session.goes_on(Duration::from_secs(5))),
         "a session ended"
@@ -243,6 +229,17 @@ fn processes(scene: &Scene) -> Result<Measured> {
         failed.len(),
         format!("{on_second} of 12 opens on the other server, the slowest {slowest:.2} s; {failed:?}"),
     ))
+}
+
+/// Waits until a tunnel lands on the first server; says how long that took.
+fn lands_again(scene: &Scene) -> Result<Duration> {
+    scene.until(Duration::from_secs(60), "a tunnel lands on s1 again", || {
+        let answer = scene.try_open(PROBER, 5, TIMEOUT)?;
+        if answer.succeeded() {
+            scene.close_tunnel(PROBER, 5)?;
+        }
+        Ok(answer.stdout.contains("\"server\":\"s1\""))
+    })
 }
 
 /// Lets the second server take no more landings.
