@@ -55,9 +55,9 @@ pub struct Capacity {
     pub bound: Bound,
 }
 
-/// Computes the capacity from what there is.
-pub fn capacity(there: &Resources) -> Capacity {
-    let limits = [
+/// How many tunnels each resource would allow by itself.
+pub fn limits(there: &Resources) -> [(Bound, u64); 5] {
+    [
         (Bound::Ports, there.held + there.ports_free),
         (Bound::Memory, there.held + there.memory_available_kib / KIB_PER_TUNNEL),
         (
@@ -66,8 +66,12 @@ pub fn capacity(there: &Resources) -> Capacity {
         ),
         (Bound::Descriptors, there.descriptors.saturating_sub(OWN_DESCRIPTORS)),
         (Bound::Connections, there.sshd_ports * CONNECTIONS_PER_PORT),
-    ];
-    let (bound, tunnels) = limits
+    ]
+}
+
+/// Computes the capacity from what there is.
+pub fn capacity(there: &Resources) -> Capacity {
+    let (bound, tunnels) = limits(there)
         .into_iter()
         .min_by_key(|(_, tunnels)| *tunnels)
         .unwrap_or((Bound::Ports, 0));

@@ -150,7 +150,7 @@ fn default_max_startups() -> u16 {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Http {
-    /// Where `GET /healthz` is answered, for the load balancers.
+    /// Where `GET /healthz` is answered, for the load balancers, and `GET /metrics`, for Prometheus.
     pub listen: SocketAddr,
 }
 

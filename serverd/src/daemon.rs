@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::flood::{Floods, Flow};
 use crate::home::Home;
 use crate::lease::{Leases, Limits};
+use crate::metrics::Metrics;
 use crate::pause::{self, Pulse};
 use crate::process::{self, Holder};
 use crate::registry::{self, Signer};
@@ -74,6 +75,7 @@ pub async fn run(config: Config) -> Result<()> {
     let floods = Floods::new(config.limits.user_requests_per_second);
     let (watcher, ended) = Watcher::start()?;
     let (session, events, mqtt) = Session::new(mqtt_settings(&config, &renewable, &id, generation, &instance)?);
+    let metrics = Metrics::new(store.latency());
     let server = Arc::new(Server {
         id,
         generation,
@@ -94,6 +96,7 @@ pub async fn run(config: Config) -> Result<()> {
         turns: Turns::default(),
         places: Semaphore::new(AT_ONCE),
         refusals: Mutex::new(Floods::new(REFUSALS)),
+        metrics,
         changed: Notify::new(),
         leases: Mutex::new(leases),
         waiting: Mutex::default(),
@@ -264,10 +267,14 @@ async fn hear(server: Arc<Server>, mut events: mpsc::Receiver<Event>) {
         let Some(event) = event else { return };
         match event {
             Event::Up => {
+                server.metrics.broker(true);
                 tracing::info!("connected to the broker");
                 registry::announce(&server, registry::state(&server));
             }
-            Event::Down(down) => tracing::warn!(%down, "not connected to the broker"),
+            Event::Down(down) => {
+                server.metrics.broker(false);
+                tracing::warn!(%down, "not connected to the broker");
+            }
             Event::Message(message) => {
                 // A user's request waits for its own user's turn first, and keeps nobody else waiting meanwhile.
                 let place = match Topic::parse(&message.topic) {

@@ -1,4 +1,4 @@
-//! `GET /healthz`: whether this server takes landings, for the load balancers' checks.
+//! `GET /healthz`: whether this server takes landings, for the load balancers' checks; `GET /metrics`, for Prometheus.
 
 use std::io;
 use std::sync::Arc;
@@ -7,13 +7,18 @@ use std::sync::atomic::Ordering;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::get;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
+use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::{sock_diag, sshd};
+
+/// OpenMetrics 1.0.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What the check says.
 #[derive(Debug, Serialize)]
@@ -43,7 +48,10 @@ pub async fn listen(server: &Server) -> io::Result<TcpListener> {
 /// # Errors
 /// When the listener fails.
 pub async fn serve(server: Arc<Server>, listener: TcpListener) -> io::Result<()> {
-    let router = Router::new().route("/healthz", get(healthz)).with_state(server);
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(metrics))
+        .with_state(server);
     axum::serve(listener, router).await
 }
 
@@ -64,6 +72,13 @@ async fn healthz(State(server): State<Arc<Server>>) -> Response {
         Some(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     (status, Json(health)).into_response()
+}
+
+async fn metrics(State(server): State<Arc<Server>>) -> Response {
+    match Metrics::text(&server).await {
+        Ok(text) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 /// Why devices should not land here. sshd is looked at, never connected to: a busy one would answer late, be taken out,

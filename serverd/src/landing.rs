@@ -111,8 +111,15 @@ async fn answer(server: &Arc<Server>, stream: UnixStream, helper: Helper) -> io:
     let mut reader = BufReader::new(reader).take(LINE_LIMIT as u64);
     tokio::time::timeout(LINE_WITHIN, reader.read_line(&mut line)).await??;
     let line = line.trim_end_matches('\n');
+    let since = Instant::now();
     let answer = match helper {
-        Helper::Authorize => authorize(server, pid, line).await.unwrap_or_default(),
+        Helper::Authorize => {
+            let line = authorize(server, pid, line).await;
+            if line.is_none() {
+                server.metrics.logins_refused.inc();
+            }
+            line.unwrap_or_default()
+        }
         Helper::Claim => {
             let reply = claim(server, pid, line).await.unwrap_or_else(ClaimReply::Refused);
             let mut text = serde_json::to_string(&reply).map_err(io::Error::other)?;
@@ -120,6 +127,11 @@ async fn answer(server: &Arc<Server>, stream: UnixStream, helper: Helper) -> io:
             text
         }
     };
+    let latency = match helper {
+        Helper::Authorize => &server.metrics.authorize,
+        Helper::Claim => &server.metrics.claim,
+    };
+    latency.note(since.elapsed());
     writer.write_all(answer.as_bytes()).await
 }
 
@@ -315,7 +327,10 @@ async fn granted(server: &Arc<Server>, login: Process, port: u16, grant: Grant) 
     };
     // The older session must be gone before the device hears of its new port: its listener may be on another port, but
     // whoever still uses it must not be left with a tunnel that carries nothing.
-    let older_ended = older.map(|older| server.end_of(older));
+    let older_ended = older.map(|older| {
+        server.metrics.evictions.inc();
+        server.end_of(older)
+    });
     execute(server, commands);
     if let Some(ended) = older_ended
         && tokio::time::timeout(OLDER_WITHIN, ended).await.is_err()
@@ -374,9 +389,13 @@ pub async fn activate(server: Arc<Server>, tunnel: TunnelId, epoch: Epoch, port:
         let asked_at = server.leases().held(tunnel).and_then(|held| held.asked_at);
         let landed_ago = asked_at.map(|at| at.elapsed());
         match server.store.activate(tunnel, epoch, landed_ago).await {
-            Ok(Some((active, askers))) => {
+            Ok(Some((active, times, askers))) => {
                 tracing::info!(%tunnel, device = %active.device, %epoch, port, "active");
                 server.audit.record(requests::of_tunnel("active", &active));
+                // Neither a later landing nor a session that was adopted tells how long the open took.
+                if landed_ago.is_some() && epoch == Epoch::default().next() {
+                    server.metrics.activated(&times);
+                }
                 let info = server.info(&active);
                 for asker in &askers {
                     server.reply(asker, Some(&active), Rank::Final, ReplyBody::Opened(info.clone()));

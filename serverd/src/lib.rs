@@ -21,6 +21,7 @@ pub mod lease;
 pub mod load;
 pub mod local;
 pub mod masters;
+pub mod metrics;
 pub mod name_key;
 pub mod office;
 pub mod pause;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::AsyncConnectionConfig;
 use rssh_mqtt::renewal::Renewable;
@@ -128,9 +128,13 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
         };
         let signed = signer.sign(&registration)?;
         let news = last != Some(state);
-        if let Err(error) = beat_redis(&redis, &mut connection, &server, &signed, ttl, news).await {
-            tracing::warn!(%error, "cannot register with redis");
-            connection = None;
+        let since = Instant::now();
+        match beat_redis(&redis, &mut connection, &server, &signed, ttl, news).await {
+            Ok(()) => server.metrics.beat_redis(since),
+            Err(error) => {
+                tracing::warn!(%error, "cannot register with redis");
+                connection = None;
+            }
         }
         // The heartbeat keeps the id; the whole entry is written when it says something new, and now and then for
         // routers that read it without Redis.
@@ -146,7 +150,7 @@ pub async fn run(server: Arc<Server>, signer: Signer) -> Result<(), RegistryErro
             }
         }
         match server.store.heartbeat(&server.id, server.generation, counter).await {
-            Ok(true) => {}
+            Ok(true) => server.metrics.beat_database(),
             Ok(false) => return Err(RegistryError::Fenced),
             Err(error) => tracing::warn!(%error, "heartbeat missed"),
         }

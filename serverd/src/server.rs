@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::flood::{Floods, Flow};
 use crate::lease::Leases;
 use crate::local;
+use crate::metrics::Metrics;
 use crate::process::Process;
 use crate::store::{Asker, Store, StoreError, Tunnel};
 use crate::turns::Turns;
@@ -54,6 +55,7 @@ pub struct Server {
     pub(crate) places: Semaphore,
     /// Refusals that anyone can cause: so many are written down that they are seen, and not so many that they fill a disk.
     pub(crate) refusals: Mutex<Floods>,
+    pub metrics: Metrics,
     /// Wakes the timer after a change to the leases.
     pub changed: Notify,
     pub(crate) leases: Mutex<Leases>,
@@ -156,6 +158,9 @@ impl Server {
     /// Answers an asker. One that has gone away is no fault; a broker that is away is logged, and the asker repeats its
     /// request.
     pub fn reply(&self, asker: &Asker, tunnel: Option<&Tunnel>, rank: Rank, body: ReplyBody) {
+        if rank == Rank::Final {
+            self.metrics.answered(&body);
+        }
         let reply = Reply {
             v: V1,
             request: asker.request,

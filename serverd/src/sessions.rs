@@ -251,8 +251,10 @@ pub async fn sweep(server: Arc<Server>) {
         let looked = {
             let server = server.clone();
             tokio::task::spawn_blocking(move || {
-                let began = processor_time();
-                look(&server).map(|()| processor_time().saturating_sub(began))
+                let (began, since) = (processor_time(), Instant::now());
+                let looked = look(&server);
+                server.metrics.look.note(since.elapsed());
+                looked.map(|()| processor_time().saturating_sub(began))
             })
             .await
         };
@@ -282,6 +284,7 @@ async fn evict(server: &Arc<Server>) {
                 if held.is_some_and(|held| held.epoch <= epoch) {
                     let event = Event::now("evicted").tunnel(tunnel);
                     server.audit.record(event.with("epoch", epoch.0));
+                    server.metrics.evictions.inc();
                     let commands = server.leases().handle_evict(tunnel, epoch.next(), Instant::now());
                     execute(server, commands);
                 }
@@ -297,6 +300,7 @@ fn look(server: &Arc<Server>) -> io::Result<()> {
         .into_iter()
         .find(|listener| listener.uid == server.session_uid && !server.leases().permits(listener.port));
     if let Some(listener) = stray {
+        server.metrics.strays.inc();
         tracing::warn!(port = listener.port, "listener without a lease");
         end_unknown(server, process::of_user(server.session_uid));
     }
@@ -326,6 +330,7 @@ pub async fn expire(server: Arc<Server>) {
         tokio::time::sleep(EXPIRY).await;
         match server.store.sweep().await {
             Ok(tunnels) => {
+                server.metrics.expired.inc_by(tunnels.len() as u64);
                 for tunnel in tunnels {
                     tracing::info!(tunnel = %tunnel.id, device = %tunnel.device, state = ?tunnel.state, "tunnel over");
                     let event = crate::requests::of_tunnel("closed", &tunnel);

@@ -7,7 +7,7 @@ use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, TunnelId};
 use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
-use super::tunnels::{Asker, Tunnel, askers, live, read, reconnecting, told, tunnel_columns};
+use super::tunnels::{Asker, Times, Tunnel, askers, live, read, reconnecting, stage_columns, traced, tunnel_columns};
 use super::{LOGIN_PATIENCE, Store, StoreError, counter, port, stored, uncounter};
 use crate::process::Process;
 use crate::ssh_keygen::PublicKey;
@@ -140,7 +140,7 @@ impl Store {
         tunnel: TunnelId,
         epoch: Epoch,
         landed_ago: Option<Duration>,
-    ) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
+    ) -> Result<Option<(Tunnel, Times, Vec<Asker>)>, StoreError> {
         self.within(async {
             let mut tx = self.pool.begin().await?;
             // Losing this on a crash loses nothing: whoever adopts the session sees its listener again.
@@ -151,16 +151,19 @@ impl Store {
                 "UPDATE tunnels t SET state = 'active', active_at = clock_timestamp(),
                      landed_at = coalesce(clock_timestamp() - $3 * interval '1 s', landed_at)
                  WHERE t.id = $1 AND t.epoch = $2 AND t.state IN ('claimed', 'active') RETURNING ",
-                tunnel_columns!()
+                tunnel_columns!(),
+                stage_columns!()
             ))
             .bind(tunnel.uuid())
             .bind(counter(epoch.0))
             .bind(landed_ago.map(|ago| ago.as_secs_f64()))
             .fetch_optional(&mut *tx)
             .await?;
-            let told = told(&mut tx, row).await?;
+            let Some(row) = row else { return Ok(None) };
+            let (tunnel, times) = traced(&row)?;
+            let askers = askers(&mut tx, &tunnel).await?;
             tx.commit().await?;
-            Ok(told)
+            Ok(Some((tunnel, times, askers)))
         })
         .await
     }

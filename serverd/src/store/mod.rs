@@ -39,10 +39,10 @@ pub use tokens::TokenRow;
 pub use tunnels::{Asker, Times, Tunnel};
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rssh_stores::postgres::Doubt;
-use rssh_stores::{Postgres, UrlError};
+use rssh_stores::{Latency, Postgres, UrlError};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
@@ -112,6 +112,8 @@ pub struct Store {
     pool: PgPool,
     /// Whether the database may have been failed over.
     doubt: Doubt,
+    /// How long calls take.
+    latency: Latency,
 }
 
 impl Store {
@@ -134,7 +136,11 @@ impl Store {
             // A dead connection shows itself at its use, and is replaced; asking before each use costs a round trip.
             .test_before_acquire(false);
         let (pool, doubt) = postgres.pool(options);
-        Ok(Self { pool, doubt })
+        Ok(Self {
+            pool,
+            doubt,
+            latency: Latency::default(),
+        })
     }
 
     /// Brings the schema up to date, and what the daemons' roles may do with it.
@@ -170,10 +176,13 @@ impl Store {
         patience: Duration,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
+        let since = Instant::now();
         let call = tokio::time::timeout(patience, call);
         tokio::pin!(call);
+        let answer = call.as_mut().await;
+        self.latency.note(since.elapsed());
         // Doubt comes first: it decides what becomes of the connection when the call is dropped.
-        match call.as_mut().await {
+        match answer {
             Ok(Err(StoreError::Sql(error))) => {
                 self.doubt.handle(Err(&error));
                 Err(StoreError::Sql(error))
@@ -187,6 +196,11 @@ impl Store {
                 Err(StoreError::Away)
             }
         }
+    }
+
+    /// How long calls take.
+    pub fn latency(&self) -> Latency {
+        self.latency.clone()
     }
 }
 

@@ -70,6 +70,32 @@ impl Store {
         .await
     }
 
+    /// How many live tunnels all servers hold, by state, and how many devices are connected.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn fleet(&self) -> Result<([(&'static str, i64); 4], i64), StoreError> {
+        self.within(async {
+            let tunnels: Vec<(String, i64)> = sqlx::query_as(concat!(
+                "SELECT state, count(*) FROM tunnels WHERE state IN ",
+                live!(),
+                " GROUP BY state"
+            ))
+            .fetch_all(&self.pool)
+            .await?;
+            let online: i64 = sqlx::query_scalar("SELECT count(*) FROM devices WHERE online")
+                .fetch_one(&self.pool)
+                .await?;
+            let count = |state| {
+                let found = tunnels.iter().find(|(other, _)| other == state);
+                (state, found.map_or(0, |(_, count)| *count))
+            };
+            let tunnels = ["requested", "claimed", "active", "reconnecting"].map(count);
+            Ok((tunnels, online))
+        })
+        .await
+    }
+
     /// Notes a device's presence; `None` when a newer one is known already.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ macro_rules! tunnel_columns {
 }
 pub(super) use tunnel_columns;
 
-/// The columns, after a tunnel's, that [`traced`] reads.
+/// The columns, after a tunnel's, that [`times`] reads.
 macro_rules! stage_columns {
     () => {
         ", extract(epoch FROM t.created_at)::bigint AS requested_at,
@@ -73,6 +73,7 @@ macro_rules! stage_columns {
          (extract(epoch FROM t.ended_at - t.created_at) * 1000)::bigint AS ended_ms"
     };
 }
+pub(super) use stage_columns;
 
 /// The states in which a tunnel may still carry something.
 macro_rules! live {
@@ -129,20 +130,23 @@ pub(super) fn read(row: &PgRow) -> Result<Tunnel, StoreError> {
 }
 
 /// A tunnel with the times of its stages.
-fn traced(row: &PgRow) -> Result<(Tunnel, Times), StoreError> {
+pub(super) fn traced(row: &PgRow) -> Result<(Tunnel, Times), StoreError> {
+    Ok((read(row)?, times(row)?))
+}
+
+fn times(row: &PgRow) -> Result<Times, StoreError> {
     let after = |column| {
         let value: Option<i64> = row.try_get(column)?;
         Ok::<_, StoreError>(value.map(|ms| u32::try_from(ms.max(0)).unwrap_or(u32::MAX)))
     };
-    let times = Times {
+    Ok(Times {
         requested_at: row.try_get("requested_at")?,
         answered_ms: after("answered_ms")?,
         landed_ms: after("landed_ms")?,
         claimed_ms: after("claimed_ms")?,
         active_ms: after("active_ms")?,
         ended_ms: after("ended_ms")?,
-    };
-    Ok((read(row)?, times))
+    })
 }
 
 /// The name of a failure's kind in the database.

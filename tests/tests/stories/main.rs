@@ -11,6 +11,7 @@ mod firewall;
 mod https;
 mod identity;
 mod leases;
+mod metrics;
 mod secrets;
 mod tools;
 mod tunnel;
