@@ -3,8 +3,8 @@
 use std::io;
 
 use rssh_proto::UserId;
+pub use rssh_proto::finding::{Finding, Status};
 use rustls::{AlertDescription, CertificateError};
-use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::ssh;
@@ -15,59 +15,6 @@ const SOON: i64 = 14 * 86_400;
 const OLDEST_SSH: (u16, u16) = (7, 3);
 const SET_THE_CLOCK: &str = "set this machine's clock, as with: timedatectl set-ntp true";
 const ASK_FOR_A_CERTIFICATE: &str = "send user.csr from the profile's directory to your administrator";
-
-/// How a check went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Status {
-    Ok,
-    /// It works, but not for long or not as well as it could.
-    Warn,
-    Fail,
-}
-
-/// What a check found; also what `--json` prints.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    pub check: &'static str,
-    pub status: Status,
-    pub detail: String,
-    pub remedy: Option<String>,
-}
-
-impl Finding {
-    /// All is well.
-    pub fn ok(check: &'static str, detail: impl Into<String>) -> Self {
-        Self::new(check, Status::Ok, detail, None)
-    }
-
-    /// It could be better.
-    pub fn warn(check: &'static str, detail: impl Into<String>, remedy: &str) -> Self {
-        Self::new(check, Status::Warn, detail, Some(remedy))
-    }
-
-    /// It does not work.
-    pub fn fail(check: &'static str, detail: impl Into<String>, remedy: &str) -> Self {
-        Self::new(check, Status::Fail, detail, Some(remedy))
-    }
-
-    /// It does not work; the message names the remedy after its last semicolon, as our errors do.
-    pub fn of_error(check: &'static str, message: &str) -> Self {
-        match message.rsplit_once("; ") {
-            Some((detail, remedy)) => Self::fail(check, detail, remedy),
-            None => Self::new(check, Status::Fail, message, None),
-        }
-    }
-
-    fn new(check: &'static str, status: Status, detail: impl Into<String>, remedy: Option<&str>) -> Self {
-        Self {
-            check,
-            status,
-            detail: detail.into(),
-            remedy: remedy.map(str::to_owned),
-        }
-    }
-}
 
 /// Judges the user's certificate at a time in Unix seconds.
 pub fn certificate(der: &[u8], user: &UserId, now: i64) -> Finding {
@@ -164,7 +111,7 @@ pub fn clock(handshakes: &[Handshake]) -> Option<Finding> {
         return Some(Finding::fail(
             check,
             detail,
-            &format!("{SET_THE_CLOCK}; if it is right, tell your administrator"),
+            format!("{SET_THE_CLOCK}; if it is right, tell your administrator"),
         ));
     }
     let fits = handshakes.contains(&Handshake::Good);
@@ -254,14 +201,6 @@ mod tests {
         assert_eq!(clock(&[Handshake::Good, early]).unwrap().status, Status::Fail);
         assert_eq!(clock(&[Handshake::Good]).unwrap().status, Status::Ok);
         assert_eq!(clock(&[Handshake::Failed(String::new())]), None);
-    }
-
-    #[test]
-    fn an_error_brings_its_remedy_along() {
-        let finding = Finding::of_error("x", "no profile; at all; make one");
-        assert_eq!(finding.remedy.as_deref(), Some("make one"));
-        assert_eq!(finding.detail, "no profile; at all");
-        assert_eq!(Finding::of_error("x", "no remedy").remedy, None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod acknowledge;
 pub mod ask;
 pub mod dial;
 mod event;
+pub mod examine;
 pub mod https;
 pub mod identity;
 mod pace;

@@ -8,6 +8,7 @@ pub mod claim;
 pub mod duration;
 pub mod enrolment;
 pub mod failure;
+pub mod finding;
 pub mod id;
 pub mod name;
 pub mod payload;
@@ -20,6 +21,7 @@ pub mod topic;
 pub mod url;
 
 pub use failure::{Failure, FailureKind};
+pub use finding::Finding;
 pub use id::{
     Account, DeviceId, Epoch, Generation, GroupId, InstanceId, RouterId, ServerId, SessionId, TunnelId, UserId,
 };

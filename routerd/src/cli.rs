@@ -66,6 +66,17 @@ enum Verb {
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
+    /// Examines this router and the HAProxy beside it, and says what to do where something is amiss.
+    ///
+    /// Changes nothing. Run it as root, which reads all that it asks for. Ends with 1 when a check fails, with 0 when all
+    /// is well or could only be better.
+    Doctor {
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+        /// Print one JSON object for each check: check, status (ok, warn or fail), detail and remedy.
+        #[arg(long)]
+        json: bool,
+    },
     /// Checks the configuration and the files it names.
     CheckConfig {
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
@@ -105,6 +116,14 @@ fn execute(verb: Verb) -> anyhow::Result<()> {
             .build()?
             .block_on(crate::join::run(url, connect, &dir, token_file.as_deref())),
         Verb::Render { config } => render(Config::load(&config)?),
+        Verb::Doctor { config, json } => {
+            let config = Config::load(&config)?;
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?
+                .block_on(crate::doctor::run(&config, json))
+        }
         Verb::CheckConfig { config } => check(&Config::load(&config)?),
         Verb::Run { config } => {
             let config = Config::load(&config)?;

@@ -44,10 +44,7 @@ impl Files {
             path: maps.path().to_owned(),
             source,
         })?;
-        let mut files = Self {
-            haproxy,
-            written: BTreeMap::new(),
-        };
+        let mut files = Self::look(haproxy);
         // HAProxy does not start without them. What was revoked before this start stays so until PostgreSQL says otherwise.
         let kept = |map: &Map| map.is_operators() || *map == Map::Revoked;
         for map in Map::ALL.into_iter().filter(kept) {
@@ -57,6 +54,14 @@ impl Files {
             }
         }
         Ok(files)
+    }
+
+    /// Takes where the files are, to read them only.
+    pub fn look(haproxy: HaproxyConfig) -> Self {
+        Self {
+            haproxy,
+            written: BTreeMap::new(),
+        }
     }
 
     /// Makes the files say what is desired; one that already does is left alone.

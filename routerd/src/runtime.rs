@@ -4,6 +4,7 @@
 //! base64 gets into one: each argument is checked once more where the line is made. Each command has a connection of
 //! its own: after a reload the path leads to the new worker, while an open connection would still talk to the old.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -87,6 +88,19 @@ impl Runtime {
             actual.maps.insert(map, read_map(&answer)?);
         }
         Ok(actual)
+    }
+
+    /// The servers that are to be reached and do not answer HAProxy's checks.
+    ///
+    /// # Errors
+    /// When HAProxy is away, or says something unknown.
+    pub async fn down(&self) -> Result<Vec<String>, RuntimeError> {
+        let mut down = Vec::new();
+        for pool in Pool::ALL {
+            let answer = self.ask(&format!("show servers state {}", pool.name())).await?;
+            down.extend(read_down(&answer)?);
+        }
+        Ok(down)
     }
 
     /// Carries out one command.
@@ -248,26 +262,30 @@ fn not_understood(command: &'static str, answer: &str) -> RuntimeError {
 }
 
 /// Reads `show servers state` (management guide, 9.3): a version, the columns' names, a line per server.
-fn read_pool(answer: &str) -> Result<std::collections::BTreeMap<String, ActualServer>, RuntimeError> {
+fn read_table(answer: &str) -> Result<Vec<BTreeMap<&str, &str>>, RuntimeError> {
     let not_read = || not_understood("show servers state", answer);
     let mut lines = answer.lines();
     if lines.next() != Some("1") {
         return Err(not_read());
     }
-    let columns: Vec<&str> = lines
-        .next()
-        .ok_or_else(not_read)?
-        .trim_start_matches("# ")
-        .split(' ')
-        .collect();
-    let server = |line: &str| {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let field = |name: &str| {
-            let index = columns.iter().position(|column| *column == name)?;
-            fields.get(index).copied()
-        };
+    let columns = lines.next().ok_or_else(not_read)?.trim_start_matches("# ");
+    let row = |line| columns.split(' ').zip(str::split(line, ' ')).collect();
+    Ok(lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(row)
+        .collect())
+}
+
+/// Whether there is no reason for maintenance.
+fn is_enabled(row: &BTreeMap<&str, &str>) -> Option<bool> {
+    let admin: u32 = row.get("srv_admin_state")?.parse().ok()?;
+    Some(admin & 0x27 == 0)
+}
+
+fn read_pool(answer: &str) -> Result<BTreeMap<String, ActualServer>, RuntimeError> {
+    let server = |row: &BTreeMap<&str, &str>| {
+        let field = |name: &str| row.get(name).copied();
         let ip: IpAddr = field("srv_addr")?.parse().ok()?;
-        let admin: u32 = field("srv_admin_state")?.parse().ok()?;
         let check: u32 = field("srv_check_state")?.parse().ok()?;
         let health = || {
             let ip: IpAddr = field("srv_check_addr")?.parse().ok()?;
@@ -277,17 +295,26 @@ fn read_pool(answer: &str) -> Result<std::collections::BTreeMap<String, ActualSe
             address: SocketAddr::new(ip, field("srv_port")?.parse().ok()?),
             health: health(),
             weight: field("srv_uweight")?.parse().ok()?,
-            // Any reason for maintenance.
-            enabled: admin & 0x27 == 0,
+            enabled: is_enabled(row)?,
             checked: check & 0x04 != 0,
             leaving: false,
         };
         Some((field("srv_name")?.to_owned(), server))
     };
-    lines
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| server(line).ok_or_else(not_read))
-        .collect()
+    let not_read = || not_understood("show servers state", answer);
+    let rows = read_table(answer)?;
+    rows.iter().map(|row| server(row).ok_or_else(not_read)).collect()
+}
+
+/// The servers that are to be reached and are down: state 0.
+fn read_down(answer: &str) -> Result<Vec<String>, RuntimeError> {
+    let rows = read_table(answer)?;
+    let down = rows
+        .iter()
+        .filter(|row| is_enabled(row) == Some(true) && row.get("srv_op_state") == Some(&"0"));
+    Ok(down
+        .filter_map(|row| row.get("srv_name").map(ToString::to_string))
+        .collect())
 }
 
 /// Reads `show map`: a pointer, the key and the value on each line.
@@ -346,6 +373,10 @@ mod tests {
         let s2 = &pool["s2_0"];
         assert!(!s2.enabled && s2.checked && s2.weight == 0 && s2.health.is_none());
         assert!(read_pool("Can't find backend.\n").is_err());
+        // One in maintenance is not to be reached.
+        assert!(read_down(answer).unwrap().is_empty());
+        let down = answer.replace("127.0.0.2 0 1 ", "127.0.0.2 0 0 ");
+        assert_eq!(read_down(&down).unwrap(), ["s2_0"]);
     }
 
     #[test]

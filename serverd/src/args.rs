@@ -60,6 +60,17 @@ pub enum Command {
     ///
     /// Looks first and changes only what is not as it should be, so that it can be run again.
     Setup(SetupArgs),
+    /// Examine this server, from its files to its neighbours, and say what to do where something is amiss
+    ///
+    /// Changes nothing. Run it as root, which reads all that it asks for. Ends with 1 when a check fails, with 0 when all
+    /// is well or could only be better.
+    Doctor {
+        #[command(flatten)]
+        at: WithConfig,
+        /// Print one JSON object for each check: check, status (ok, warn or fail), detail and remedy
+        #[arg(long)]
+        json: bool,
+    },
     /// Bring the database's schema up to date
     Migrate(WithConfig),
     /// Certificate authorities

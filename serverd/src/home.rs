@@ -49,6 +49,13 @@ impl Home {
         Ok(Self { dir })
     }
 
+    /// Looks at the directory as it is, to change nothing there.
+    pub fn look(config: &Config) -> Self {
+        Self {
+            dir: config.state_dir.clone(),
+        }
+    }
+
     /// The kept id; on the first call, keeps `wanted` or draws one.
     ///
     /// # Errors

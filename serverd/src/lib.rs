@@ -12,6 +12,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod devices;
+pub mod doctor;
 pub mod failover;
 pub mod flood;
 pub mod home;

@@ -173,7 +173,7 @@ pub fn keep_host_certificate(config: &Config, text: &str) -> Result<(), SshdErro
 /// # Errors
 /// When it cannot be written or sshd refuses it.
 pub fn render(config: &Config) -> Result<(), SshdError> {
-    let path = config.sshd.dir.join("sshd_config");
+    let path = config_file(&config.sshd.dir);
     identity::write_public(&path, self::config(config, version()?).as_bytes())?;
     let output = Command::new(PROGRAM)
         .args(["-t", "-f"])
@@ -241,16 +241,23 @@ pub fn running(sshd: &Sshd) -> Option<process::Stat> {
     process::stat(pid).filter(|stat| stat.state != 'Z')
 }
 
+/// Where the rendered configuration lies.
+pub fn config_file(dir: &Path) -> PathBuf {
+    dir.join("sshd_config")
+}
+
 /// Where sshd writes its process id.
 fn pid_file(dir: &Path) -> PathBuf {
     dir.join("sshd.pid")
 }
 
-fn host_key(dir: &Path) -> PathBuf {
+/// Where the private host key lies.
+pub fn host_key(dir: &Path) -> PathBuf {
     dir.join("ssh_host_ed25519_key")
 }
 
-fn certificate(key: &Path) -> PathBuf {
+/// Where the certificate of a host key lies.
+pub fn certificate(key: &Path) -> PathBuf {
     let mut name = key.as_os_str().to_owned();
     name.push("-cert.pub");
     PathBuf::from(name)

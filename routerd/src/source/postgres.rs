@@ -1,8 +1,9 @@
 //! The registry in PostgreSQL, which has the last word on which servers there are.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rssh_proto::{Generation, RouterId, ServerId};
+use rssh_proto::{Generation, RouterId, ServerId, UserId};
 use rssh_stores::Postgres;
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
@@ -101,14 +102,13 @@ pub async fn revocations(postgres: Postgres, readings: mpsc::Sender<Reading>) {
     loop {
         let look = async {
             let mut live = postgres.go_on(connection.take()).await?;
-            let names: Vec<(String,)> = sqlx::query_as(REVOKED).fetch_all(&mut live).await?;
+            let names = revoked(&mut live).await?;
             Ok::<_, sqlx::Error>((live, names))
         };
         let revoked = match timeout(PATIENCE, look).await {
             Ok(Ok((live, names))) => {
                 connection = Some(live);
-                // The table has only valid names; one that is not is nobody's.
-                Ok(names.into_iter().filter_map(|(name,)| name.parse().ok()).collect())
+                Ok(names)
             }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer within {PATIENCE:?}")),
@@ -120,11 +120,58 @@ pub async fn revocations(postgres: Postgres, readings: mpsc::Sender<Reading>) {
     }
 }
 
+async fn revoked(live: &mut PgConnection) -> Result<BTreeSet<UserId>, sqlx::Error> {
+    let names: Vec<String> = sqlx::query_scalar(REVOKED).fetch_all(live).await?;
+    // The table has only valid names; one that is not is nobody's.
+    Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
+}
+
 fn away(reason: String) -> Reading {
     Reading::Away {
         source: Source::Database,
         reason,
     }
+}
+
+/// What an examination of the database finds.
+pub(crate) struct Examined {
+    pub rows: Found,
+    pub revoked: BTreeSet<UserId>,
+    /// What its clock says, in Unix seconds.
+    pub clock: i64,
+    /// How long ago this router wrote down where it leads users, in seconds.
+    pub told_ago: Option<i64>,
+    /// What the role may not do though it has to: `INSERT on routers`.
+    pub denied: Vec<String>,
+}
+
+const DENIED: &str = "SELECT p || ' on routers' FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) p \
+                      WHERE NOT has_table_privilege('routers', p) ORDER BY 1";
+
+/// Looks at everything once, for an examination.
+///
+/// # Errors
+/// When the database is away, or does not let this role read.
+pub(crate) async fn examine(postgres: &Postgres, router: &RouterId) -> Result<Examined, sqlx::Error> {
+    let (mut live, rows, _) = look(postgres.connect().await?).await?;
+    let revoked = revoked(&mut live).await?;
+    let clock = sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::bigint");
+    let clock = clock.fetch_one(&mut live).await?;
+    let denied: Vec<String> = sqlx::query_scalar(DENIED).fetch_all(&mut live).await?;
+    let ago = "SELECT extract(epoch FROM clock_timestamp() - seen_at)::bigint FROM routers WHERE id = $1";
+    let told_ago = if denied.is_empty() {
+        let ago = sqlx::query_scalar(ago).bind(router.as_str());
+        ago.fetch_optional(&mut live).await?
+    } else {
+        None
+    };
+    Ok(Examined {
+        rows,
+        revoked,
+        clock,
+        told_ago,
+        denied,
+    })
 }
 
 type Found = Vec<(Row, Option<String>)>;

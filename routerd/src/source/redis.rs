@@ -75,7 +75,8 @@ fn lost() -> RedisError {
     RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionAborted))
 }
 
-async fn snapshot(connection: &mut MultiplexedConnection) -> Result<Vec<(ServerId, String)>, RedisError> {
+/// Reads every entry.
+pub(crate) async fn snapshot(connection: &mut MultiplexedConnection) -> Result<Vec<(ServerId, String)>, RedisError> {
     let mut servers: Vec<ServerId> = Vec::new();
     let mut cursor = 0_u64;
     loop {

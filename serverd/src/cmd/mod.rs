@@ -36,6 +36,7 @@ pub async fn run(command: Command) -> Result<()> {
         }
         Command::CheckConfig(at) => Config::load(&at.config).map(|_| ()).map_err(Into::into),
         Command::Setup(args) => crate::setup::run(args).await,
+        Command::Doctor { at, json } => crate::doctor::run(&Config::load(&at.config)?, json).await,
         Command::Migrate(at) => Ok(Store::new(&Config::load(&at.config)?.database)?.migrate().await?),
         Command::Ca(command) => install::ca(command),
         Command::Names(command) => names::run(command).await,

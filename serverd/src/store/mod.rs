@@ -9,6 +9,7 @@
 mod admin;
 mod audit;
 mod enrolment;
+mod examine;
 mod forget;
 mod grants;
 mod leases;
@@ -26,6 +27,7 @@ mod tunnels;
 pub use admin::Kind;
 pub use audit::Wanted;
 pub use enrolment::{Admission, NewEnrolment};
+pub use examine::Examined;
 pub use forget::Forgotten;
 pub use grants::{Devices, Explanation, Grantee, Permission, Terms, Verdict};
 pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
