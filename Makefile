@@ -11,6 +11,7 @@ help:
 	@echo 'make soak          random faults under load, for SOAK=30m or as long as you say, such as SOAK=8h'
 	@echo 'make api-test      try the HTTP API against its own OpenAPI document, with schemathesis from PyPI'
 	@echo 'make ansible-test  ansible, from PyPI, over the devices of a lab'
+	@echo 'make metrics-test  the alerts by promtool, and each query of the dashboard in a Prometheus that reads a lab'
 	@echo 'make recording     make the picture in the README from a real run'
 	@echo 'make fuzz          feed each parser what breaks parsers, for FUZZ_SECONDS=60 each; needs nightly'
 	@echo 'make deny          check what we depend on: licenses, sources, what is banned'
@@ -62,6 +63,10 @@ api-test: build
 .PHONY: ansible-test
 ansible-test: build
 	@tests/ansible-test
+
+.PHONY: metrics-test
+metrics-test: build
+	$(CARGO) test --locked --package rssh-lab --test stories -- metrics:: dashboard::
 
 .PHONY: recording
 recording: build

@@ -127,6 +127,9 @@ pub struct Config {
     pub redis: RedisConfig,
     pub database: UrlConfig,
     pub registry: RegistryConfig,
+    /// Without it, no metrics are served.
+    #[serde(default)]
+    pub metrics: Option<MetricsConfig>,
 }
 
 /// `[haproxy]`
@@ -329,6 +332,14 @@ pub struct RegistryConfig {
     /// How often Redis and PostgreSQL are read as a whole; changes come sooner.
     #[serde(default = "reconcile")]
     pub reconcile: Span,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Where `GET /metrics` is answered, for Prometheus.
+    pub listen: SocketAddr,
 }
 
 fn reconcile() -> Span {

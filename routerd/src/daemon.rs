@@ -13,6 +13,7 @@ use rssh_proto::payload::{Presence, RouterStatus, ServerState, ServerStatus, V1}
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{HttpsUrl, ServerId, payload};
 use rssh_stores::Postgres;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout};
 
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::files::Files;
 use crate::log;
 use crate::masters;
+use crate::metrics::{self, Metrics};
 use crate::plan::{Actual, Command, plan};
 use crate::route::{Desired, Local, Map, Routes, Rows, Source};
 use crate::runtime::{Outcome, Runtime};
@@ -61,9 +63,9 @@ struct Daemon {
     published: Option<RouterStatus>,
     /// Why a server's entry is not believed.
     refused: BTreeMap<ServerId, String>,
-    refused_total: u64,
     /// Faults that are told once, until they are over.
     faults: BTreeMap<&'static str, String>,
+    metrics: Arc<Metrics>,
 }
 
 /// Runs until `shutdown` is over.
@@ -94,6 +96,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let every = config.registry.reconcile.duration();
     let log = log::listen(&config.haproxy.dir, config.haproxy.socket_group.as_ref())
         .context("cannot open the socket for HAProxy's log")?;
+    let figures = Arc::new(Metrics::default());
+    if let Some(metrics) = &config.metrics {
+        let listener = TcpListener::bind(metrics.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}, the metrics' address", metrics.listen))?;
+        tokio::spawn(metrics::serve(figures.clone(), listener));
+    }
     let tasks = [
         tokio::spawn(log::run(log, config.router.to_string(), database.clone())),
         tokio::spawn(masters::follow(config.clone())),
@@ -127,8 +136,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         looks: 0,
         published: None,
         refused: BTreeMap::new(),
-        refused_total: 0,
         faults: BTreeMap::new(),
+        metrics: figures,
         config,
     };
     daemon.restore()?;
@@ -232,6 +241,7 @@ impl Daemon {
 
     /// Tells a fault once, until it is over or another.
     fn fault(&mut self, what: &'static str, fault: Option<String>) {
+        self.metrics.fault(what, fault.is_some());
         match fault {
             Some(fault) if self.faults.get(what) != Some(&fault) => {
                 tracing::warn!(what, "{fault}");
@@ -250,6 +260,7 @@ impl Daemon {
         match reading {
             Reading::Redis(entries) => {
                 self.heard.0 = true;
+                self.metrics.read(Source::Redis);
                 self.fault("redis", None);
                 for (server, text) in &entries {
                     self.take_entry(server, text, Source::Redis);
@@ -268,6 +279,7 @@ impl Daemon {
                 self.heard.1 = true;
                 self.settled = true;
                 self.looks += 1;
+                self.metrics.read(Source::Database);
                 self.fault("postgresql", None);
                 let (rows, entries): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
                 // First who is lost: an entry of a lost server is not news.
@@ -314,10 +326,9 @@ impl Daemon {
                 self.routes.handle_registration(verified, source);
             }
             Err(error) => {
-                self.refused_total += 1;
+                let total = self.metrics.refused.inc() + 1;
                 let reason = error.to_string();
                 if self.refused.get(server) != Some(&reason) {
-                    let total = self.refused_total;
                     tracing::warn!(%server, ?source, total, "registration refused: {reason}");
                     self.refused.insert(server.clone(), reason);
                 }
@@ -328,6 +339,7 @@ impl Daemon {
     fn take_event(&mut self, event: Event) {
         match event {
             Event::Up => {
+                self.metrics.connects.inc();
                 self.fault("mqtt", None);
                 self.published = None;
             }
@@ -391,7 +403,9 @@ impl Daemon {
     /// Makes files and HAProxy equal to what is known.
     async fn pass(&mut self) {
         if self.settled {
+            let since = Instant::now();
             let outcome = self.reconcile().await;
+            self.metrics.reconcile.note(since.elapsed());
             match outcome {
                 Ok(()) => self.shared.set_told(self.looks),
                 Err(_) => self.actual = None,
@@ -492,6 +506,7 @@ impl Daemon {
             landing: count(landing.len()),
             stale: self.routes.is_stale(),
         };
+        self.metrics.reconciled(&status);
         // One that could not be sent is sent by the next pass.
         if self.published.as_ref() != Some(&status) && self.send(&status).is_ok() {
             self.published = Some(status);

@@ -14,6 +14,7 @@ pub mod files;
 pub mod join;
 pub mod log;
 pub mod masters;
+pub mod metrics;
 pub mod plan;
 pub mod render;
 pub mod route;

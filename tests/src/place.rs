@@ -44,6 +44,8 @@ pub const BROKER_PORT: u16 = 8883;
 pub const DOMAIN: &str = "proxy.test";
 /// Where each server answers health checks.
 pub const HEALTH_PORT: u16 = 8022;
+/// Where each router answers Prometheus.
+pub const ROUTER_METRICS_PORT: u16 = 8024;
 /// Where each server answers HTTPS.
 pub const HTTPS_PORT: u16 = 8443;
 /// Where each server's sshd listens: more than one, since one pair of addresses carries only so many connections.

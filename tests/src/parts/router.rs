@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::component::Component;
 use crate::files;
 use crate::parts::{broker, redis, server};
-use crate::place::{DOMAIN, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_PUBLIC, LB_USERS, Place, socket};
+use crate::place::{DOMAIN, LB_BEARER, LB_DEVICES, LB_HTTPS, LB_PUBLIC, LB_USERS, Place, ROUTER_METRICS_PORT, socket};
 use crate::postgres;
 use crate::ready::{Ready, notify_variable};
 use crate::run;
@@ -109,6 +109,9 @@ url = "{database}"
 
 [registry]
 servers-ca = "{dir}/servers-ca.pem"
+
+[metrics]
+listen = "{metrics}"
 "#,
         id = id(n),
         dir = setup.root.inside(dir(n)),
@@ -120,6 +123,7 @@ servers-ca = "{dir}/servers-ca.pem"
         https_at = socket(host, LB_HTTPS),
         public = public(n),
         brokers = broker::addresses(setup),
+        metrics = socket(host, ROUTER_METRICS_PORT),
         limits = limits(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard)),
         redis = redis::toml(setup, redis::User::Routerd),
         database = postgres::url(setup, postgres::ROUTERD),

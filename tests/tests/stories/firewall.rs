@@ -1,29 +1,19 @@
 //! Networks that let little out: one port, or a proxy.
 
 use std::fs;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use rssh_lab::place::{LB, LB_PUBLIC, LB_USERS, Place, SITE_GATEWAY};
 use rssh_lab::{Action, Lab};
 
-use crate::{Opened, all_of, lab, within};
+use crate::{Opened, Running, all_of, lab, within};
 
 /// The device behind the firewall, and the one on which its user sits.
 const DEVICE: u32 = 13;
 const SEAT: u32 = 14;
 /// Where the site's proxy listens.
 const PROXY_PORT: u16 = 8888;
-
-/// A process that ends with its owner.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Lets nothing out of a device's network but TCP to one address and port.
 fn wall(lab: &Lab, device: u32, address: &str, port: u16) {

@@ -5,6 +5,7 @@
 mod access;
 mod api;
 mod certificates;
+mod dashboard;
 mod dropbear;
 mod enrolment;
 mod firewall;
@@ -18,6 +19,7 @@ mod tunnel;
 mod web;
 
 use std::num::NonZeroU32;
+use std::process::Child;
 use std::sync::Arc;
 
 use rssh_lab::process::PROMPTLY;
@@ -34,6 +36,16 @@ fn lab() -> Arc<Lab> {
         ..Options::default()
     };
     shared(options, |_| ())
+}
+
+/// A process that ends with its owner.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What `rssh open --json` prints.
