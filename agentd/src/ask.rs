@@ -8,17 +8,30 @@ use rssh_proto::duration::Span;
 use crate::config::Config;
 use crate::control::{self, ControlError, Order, Status, TunnelState};
 
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+    /// For Prometheus, by way of its node exporter's textfile collector.
+    Metrics,
+}
+
 /// Asks the agent that runs with a configuration; prints its status. Whether it is connected to a broker.
 ///
 /// # Errors
 /// When it does not run, or does not answer.
-pub async fn ask(config: &Config, order: Order, json: bool) -> Result<bool, ControlError> {
+pub async fn ask(config: &Config, order: Order, format: Format) -> Result<bool, ControlError> {
     let status = control::ask(&config.state_dir, &config.device, order).await?;
-    if json {
-        let text = serde_json::to_string(&status).map_err(|error| ControlError::Silent(error.into()))?;
-        println!("{text}");
-    } else {
-        print!("{}", text(&status));
+    match format {
+        Format::Text => print!("{}", text(&status)),
+        Format::Json => {
+            let text = serde_json::to_string(&status).map_err(|error| ControlError::Silent(error.into()))?;
+            println!("{text}");
+        }
+        Format::Metrics => print!("{}", metrics(&status)),
     }
     Ok(status.connected)
 }
@@ -67,6 +80,52 @@ fn text(status: &Status) -> String {
     text
 }
 
+/// A status for Prometheus, in its text format. No label names the device or a tunnel: whoever reads it adds the instance.
+fn metrics(status: &Status) -> String {
+    let mut text = String::new();
+    let mut gauge = |name: &str, help: &str, values: &[(&str, u64)]| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "# HELP rssh_agent_{name} {help}\n# TYPE rssh_agent_{name} gauge");
+        for (labels, value) in values {
+            let _ = writeln!(text, "rssh_agent_{name}{labels} {value}");
+        }
+    };
+    gauge(
+        "broker_connected",
+        "Whether the broker is connected",
+        &[("", status.connected.into())],
+    );
+    gauge(
+        "broker_since_seconds",
+        "For how long that has been so",
+        &[("", status.since_s)],
+    );
+    gauge(
+        "paused_seconds",
+        "How much longer no tunnel is opened",
+        &[("", status.paused_s.unwrap_or(0))],
+    );
+    let count = |state| status.tunnels.iter().filter(|tunnel| tunnel.state == state).count() as u64;
+    gauge(
+        "tunnels",
+        "Tunnels of this device, by state",
+        &[
+            ("{state=\"waiting\"}", count(TunnelState::Waiting)),
+            ("{state=\"landing\"}", count(TunnelState::Landing)),
+            ("{state=\"up\"}", count(TunnelState::Up)),
+            ("{state=\"ending\"}", count(TunnelState::Ending)),
+        ],
+    );
+    if let Some(trouble) = &status.last_failure {
+        gauge(
+            "last_failure_seconds",
+            "How long ago something last failed",
+            &[("", trouble.ago_s)],
+        );
+    }
+    text
+}
+
 /// How long a pause may last.
 pub fn pause(text: &str) -> Result<Span, String> {
     const LONGEST: Duration = Duration::from_secs(30 * 86_400);
@@ -80,11 +139,10 @@ pub fn pause(text: &str) -> Result<Span, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::Trouble;
+    use crate::control::{Trouble, TunnelStatus};
 
-    #[test]
-    fn a_status_says_what_failed_last() {
-        let status = Status {
+    fn in_trouble() -> Status {
+        Status {
             device: "device-1".parse().unwrap(),
             version: "0.1.0".into(),
             connected: false,
@@ -95,14 +153,45 @@ mod tests {
                 message: "cannot reach the broker mqtt.test:8883: no route to host".into(),
                 ago_s: 3,
             }),
-        };
+        }
+    }
+
+    #[test]
+    fn a_status_says_what_failed_last() {
         assert_eq!(
-            text(&status),
+            text(&in_trouble()),
             "device-1: not connected to a broker for 90s\n\
              paused: no tunnel is opened for another 1m\n\
              no tunnels\n\
              last failure, 3s ago: cannot reach the broker mqtt.test:8883: no route to host\n"
         );
+    }
+
+    #[test]
+    fn a_status_for_prometheus_has_a_line_for_each_figure_and_names_nothing() {
+        let mut status = in_trouble();
+        status.tunnels.push(TunnelStatus {
+            tunnel: "0199aa00-0000-7000-8000-000000000000".parse().unwrap(),
+            target: "localhost:22".parse().unwrap(),
+            state: TunnelState::Up,
+            deadline_s: 60,
+        });
+        let text = metrics(&status);
+        let figures: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            figures,
+            [
+                "rssh_agent_broker_connected 0",
+                "rssh_agent_broker_since_seconds 90",
+                "rssh_agent_paused_seconds 60",
+                "rssh_agent_tunnels{state=\"waiting\"} 0",
+                "rssh_agent_tunnels{state=\"landing\"} 0",
+                "rssh_agent_tunnels{state=\"up\"} 1",
+                "rssh_agent_tunnels{state=\"ending\"} 0",
+                "rssh_agent_last_failure_seconds 3",
+            ]
+        );
+        assert!(!text.contains("device-1"), "{text}");
     }
 
     #[test]

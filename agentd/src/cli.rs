@@ -8,6 +8,7 @@ use rssh_proto::duration::Span;
 use rssh_proto::{DeviceId, Failure, FailureKind};
 use tracing::Level;
 
+use crate::ask::Format;
 use crate::config::Config;
 use crate::control::Order;
 use crate::enroll::{self, Enroll};
@@ -48,6 +49,9 @@ enum Command {
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
+        /// Print what Prometheus reads, for its node exporter's textfile collector.
+        #[arg(long, conflicts_with = "json")]
+        metrics: bool,
     },
     /// Ends every tunnel, and opens none for a while.
     Pause {
@@ -145,9 +149,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
 }
 
 /// Asks the running agent, and tells its status.
-fn asked(config: &Path, order: Order, json: bool) -> Result<(), Exit> {
+fn asked(config: &Path, order: Order, format: Format) -> Result<(), Exit> {
     let config = Config::load(config).map_err(misconfigured)?;
-    match runtime()?.block_on(ask::ask(&config, order, json)) {
+    match runtime()?.block_on(ask::ask(&config, order, format)) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Exit::quiet()),
         Err(error) => Err(Exit {
@@ -181,12 +185,19 @@ fn run(command: Command) -> Result<(), Exit> {
                 .and_then(|config| agent::Prepared::new(config).map_err(misconfigured))?;
             runtime()?.block_on(agent::run(prepared)).map_err(failed)
         }
-        Command::Status { config, json } => asked(&config, Order::Status, json),
+        Command::Status { config, json, metrics } => {
+            let format = match (json, metrics) {
+                (true, _) => Format::Json,
+                (_, true) => Format::Metrics,
+                _ => Format::Text,
+            };
+            asked(&config, Order::Status, format)
+        }
         Command::Pause { config, length } => {
             let for_s = length.duration().as_secs();
-            asked(&config, Order::Pause { for_s }, false).or_else(connected_or_not)
+            asked(&config, Order::Pause { for_s }, Format::Text).or_else(connected_or_not)
         }
-        Command::Resume { config } => asked(&config, Order::Resume, false).or_else(connected_or_not),
+        Command::Resume { config } => asked(&config, Order::Resume, Format::Text).or_else(connected_or_not),
         Command::Check { config } => {
             let config = Config::load(&config).map_err(misconfigured)?;
             let well = runtime()?.block_on(check::check(&config)).map_err(misconfigured)?;

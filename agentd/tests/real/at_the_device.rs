@@ -39,6 +39,9 @@ async fn the_last_failure_is_told_at_the_device_itself() {
     let text = stdout(&status);
     assert!(text.starts_with("device-1: connected to the broker for "), "{text}");
     assert!(text.contains("no tunnels\nnothing has failed"), "{text}");
+    let figures = stdout(&told(&world, &["status", "--metrics"]));
+    assert!(figures.contains("\nrssh_agent_broker_connected 1\n"), "{figures}");
+    assert!(figures.contains("\nrssh_agent_tunnels{state=\"up\"} 0\n"), "{figures}");
 
     server.open(&world.order("localhost:1")).await;
     assert_eq!(server.hear_event().await.event, DeviceEventKind::Accepted);
