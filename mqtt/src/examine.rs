@@ -172,6 +172,17 @@ pub fn clock(theirs: i64, ours: i64) -> Finding {
     )
 }
 
+/// Judges why Redis does not do what is asked; `rights` are those that its user has to have.
+pub fn redis(fault: &str, rights: &str) -> Finding {
+    // As the client tells of NOPERM.
+    let remedy = if fault.contains("NoPerm") || fault.contains("no permissions") {
+        format!("give its user the rights that docs/security.md lists: {rights}")
+    } else {
+        "start Redis, or correct redis.url, redis.password-file and redis.ca".to_owned()
+    };
+    Finding::fail("redis", fault, remedy)
+}
+
 /// What a broker answered.
 #[derive(Debug)]
 pub struct Answers {
@@ -364,6 +375,13 @@ mod tests {
         let found = clock(1000, 1060);
         assert!(found.detail.contains("60 s behind"), "{found}");
         names(&[found], Status::Fail, "timedatectl");
+    }
+
+    #[test]
+    fn a_redis_that_refuses_is_told_from_one_that_is_away() {
+        let refused = "NoPerm: this user has no permissions to run the 'mget' command";
+        names(&[redis(refused, "+mget")], Status::Fail, "+mget");
+        names(&[redis("Connection refused", "+mget")], Status::Fail, "start Redis");
     }
 
     #[test]

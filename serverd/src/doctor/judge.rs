@@ -127,6 +127,29 @@ fn covers(line: &str, ports: PortRange) -> bool {
     ranges.any(|(first, last)| first <= ports.first && ports.last <= last)
 }
 
+/// Whether what load balancers send to leased ports is encrypted on its way; `interface` has the address, if any does.
+pub(super) fn encryption(address: IpAddr, interface: Option<(&str, bool)>) -> Finding {
+    let check = "encryption";
+    if address.is_loopback() {
+        return Finding::ok(check, "load balancers and leased ports are on one machine");
+    }
+    match interface {
+        Some((name, true)) => Finding::ok(check, format!("{address} is reached by WireGuard, at {name}")),
+        Some((name, false)) => Finding::warn(
+            check,
+            format!(
+                "load balancers reach {address} at {name}, where nothing encrypts: targets other than ssh go in the clear"
+            ),
+            "lead the load balancers to this server by WireGuard, and give sshd.address its address",
+        ),
+        None => Finding::fail(
+            check,
+            format!("no interface of this machine has the address {address}"),
+            "correct sshd.address, or bring the interface up",
+        ),
+    }
+}
+
 /// sshd's configuration on disk, against what this version renders.
 pub(super) fn sshd_config(path: &Path, there: Option<&str>, rendered: &str) -> Finding {
     let check = "sshd config";

@@ -77,6 +77,15 @@ fn leased_ports_that_anyone_reaches_are_named() {
 }
 
 #[test]
+fn a_way_in_the_clear_is_named() {
+    let judge = |address: &str, interface| encryption(address.parse().unwrap(), interface);
+    assert_eq!(judge("127.0.1.1", None).status, Status::Ok);
+    assert_eq!(judge("10.9.0.1", Some(("wg0", true))).status, Status::Ok);
+    remedy(&judge("192.0.2.9", Some(("eth0", false))), Status::Warn, "WireGuard");
+    remedy(&judge("192.0.2.9", None), Status::Fail, "correct sshd.address");
+}
+
+#[test]
 fn what_was_changed_in_sshds_configuration_is_named() {
     let rendered = "# r\nUsePAM no\nPermitTTY no\nPerSourcePenalties no\n";
     let judge = |there| sshd_config(Path::new("/c"), there, rendered);

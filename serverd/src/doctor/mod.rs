@@ -114,7 +114,30 @@ fn system(config: &Config) -> Vec<Finding> {
     let rules = rules.ok().filter(|output| output.status.success());
     let rules = rules.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     found.push(judge::firewall(sshd.address, sshd.ports, rules.as_deref()));
+    if !sshd.address.is_unspecified() {
+        let interface = interface(sshd.address);
+        let encrypts = interface.as_deref().map(|name| (name, is_wireguard(name)));
+        found.push(judge::encryption(sshd.address, encrypts));
+    }
     found
+}
+
+/// The interface that has an address.
+fn interface(address: IpAddr) -> Option<String> {
+    let mut all = nix::ifaddrs::getifaddrs().ok()?;
+    let found = all.find(|interface| {
+        let has = interface.address.as_ref();
+        let v4 = has.and_then(|has| Some(IpAddr::V4(has.as_sockaddr_in()?.ip())));
+        let v6 = has.and_then(|has| Some(IpAddr::V6(has.as_sockaddr_in6()?.ip())));
+        v4.or(v6) == Some(address)
+    });
+    found.map(|interface| interface.interface_name)
+}
+
+/// Whether an interface is one of WireGuard's, as sysfs(5) has it.
+fn is_wireguard(interface: &str) -> bool {
+    let text = fs::read_to_string(format!("/sys/class/net/{interface}/uevent")).unwrap_or_default();
+    text.lines().any(|line| line == "DEVTYPE=wireguard")
 }
 
 /// The first part of a path that others than root can change; sshd(8) refuses such programs.
@@ -205,12 +228,10 @@ async fn redis(config: &Config) -> Finding {
         Ok(Err(fault)) => fault,
         Err(_) => format!("no answer within {PATIENCE:?}"),
     };
-    let remedy = if fault.contains("NOPERM") || fault.contains("No permissions") || fault.contains("permission") {
-        "give its user the rights that docs/security.md lists: ~rssh:server:* &rssh:servers +psetex +del +publish +role"
-    } else {
-        "start Redis, or correct redis.url, redis.password-file and redis.ca"
-    };
-    Finding::fail("redis", format!("it takes no registration: {fault}"), remedy)
+    examine::redis(
+        &format!("it takes no registration: {fault}"),
+        "~rssh:server:* &rssh:servers +psetex +del +publish +role",
+    )
 }
 
 async fn brokers(config: &Config, now: i64) -> Vec<Finding> {

@@ -56,7 +56,8 @@ pub(super) fn prepare(machine: &mut Machine) -> Result<()> {
     let wanted = [
         names(
             "ident_file",
-            &format!("rssh root {SERVERD}\nrssh {SERVERD} {SERVERD}\nrssh {ROUTERD} {ROUTERD}\n"),
+            // Root examines both.
+            &format!("rssh root {SERVERD}\nrssh root {ROUTERD}\nrssh {SERVERD} {SERVERD}\nrssh {ROUTERD} {ROUTERD}\n"),
         ),
         // Above the rules that are there: the first that fits decides.
         names(

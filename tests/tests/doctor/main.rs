@@ -87,6 +87,14 @@ fn names(findings: &[Finding], check: &str, words: &str) {
     assert!(findings.iter().any(named), "{check}: {words}: {findings:#?}");
 }
 
+/// Asserts that a remedy for something has these words.
+#[track_caller]
+fn mends(findings: &[Finding], check: &str, words: &str) {
+    let mended =
+        |finding: &Finding| finding.check == check && finding.remedy.iter().any(|remedy| remedy.contains(words));
+    assert!(findings.iter().any(mended), "{check}: {words}: {findings:#?}");
+}
+
 /// Runs a script of the operator's, which has to succeed.
 #[track_caller]
 fn script(lab: &Lab, text: &str) {

@@ -9,7 +9,7 @@ use rssh_lab::setup::ask_haproxy;
 use rssh_lab::testing::within;
 use rssh_lab::{Action, Lab};
 
-use crate::{ALONE, Doctor, lab, names, redis_says, script};
+use crate::{ALONE, Doctor, lab, mends, names, redis_says, script};
 
 /// The admin socket.
 const SOCKET: &str = "router/haproxy/admin.sock";
@@ -66,6 +66,7 @@ fn files_and_rights(lab: &Lab) {
     names(&found, "lb names", "not for *.proxy.test");
     names(&found, "database", "lacks INSERT on routers");
     names(&found, "redis", "mget");
+    mends(&found, "redis", "+mget");
     lab.psql("GRANT INSERT ON routers TO rssh_routerd").unwrap();
 
     script(

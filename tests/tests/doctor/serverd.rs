@@ -9,7 +9,7 @@ use rssh_lab::process::PATIENTLY;
 use rssh_lab::testing::within;
 use rssh_lab::{Action, Lab};
 
-use crate::{ALONE, Doctor, Finding, lab, names, redis_says, script};
+use crate::{ALONE, Doctor, Finding, lab, mends, names, redis_says, script};
 
 fn doctor(lab: &Lab) -> Doctor<'_> {
     Doctor {
@@ -89,6 +89,7 @@ fn files_and_rights(lab: &Lab) {
     names(&found, "sshd config", "says PermitTTY yes, not PermitTTY no");
     names(&found, "database", "older than this program, by 1");
     names(&found, "redis", "it takes no registration");
+    mends(&found, "redis", "+psetex");
 
     script(lab, "mv servers/s1/sshd/config.kept servers/s1/sshd/sshd_config");
     lab.psql("UPDATE _sqlx_migrations SET success = true WHERE version = 9")
@@ -134,6 +135,7 @@ fn configurations(lab: &Lab) {
     drop(squatter);
     names(&found, "ports", "another program listens on port 20001");
     names(&found, "firewall", "nothing here keeps others than the load balancers");
+    names(&found, "encryption", "where nothing encrypts");
     names(&found, "redis", "Password authentication failed");
     names(&found, "dns", "proxy.test is not found");
     names(&found, "broker", "cannot reach the broker 198.51.100.1:8889");
