@@ -231,6 +231,7 @@ fn migrator() -> Migrator {
             migration(6, "audit", include_str!("../../migrations/0006_audit.sql")),
             migration(7, "shares", include_str!("../../migrations/0007_shares.sql")),
             migration(9, "ssh_keys", include_str!("../../migrations/0009_ssh_keys.sql")),
+            migration(10, "closes", include_str!("../../migrations/0010_closes.sql")),
         ]),
         ..Migrator::DEFAULT
     }

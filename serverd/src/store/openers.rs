@@ -254,7 +254,8 @@ async fn add_opener(
     Ok(())
 }
 
-/// The live tunnels that a user wants closed, and those that this very request has given up before; locked.
+/// The live tunnels that a user wants closed, locked; or those that this very request has given up before, and no other:
+/// a server that was frozen may come to a request when the user has opened another tunnel since.
 async fn closing(connection: &mut PgConnection, asker: &Asker, which: &Which) -> Result<Vec<Tunnel>, StoreError> {
     let (tunnel, device, target) = match which {
         Which::Tunnel(id) => (Some(id.uuid()), None, None),
@@ -267,9 +268,12 @@ async fn closing(connection: &mut PgConnection, asker: &Asker, which: &Which) ->
         " FROM tunnels t WHERE t.user_id = $1
              AND ($2::uuid IS NULL OR t.id IN (SELECT tunnel_id FROM openers WHERE request_id = $2))
              AND ($3::text IS NULL OR t.device_id = $3) AND ($4::text IS NULL OR t.target = $4)
-             AND (t.closed_by = $5 OR t.state IN ",
+             AND CASE WHEN EXISTS (SELECT FROM tunnels WHERE closed_by = $5)
+                        OR EXISTS (SELECT FROM openers WHERE released_by = $5)
+                 THEN t.closed_by = $5 OR t.id IN (SELECT tunnel_id FROM openers WHERE released_by = $5)
+                 ELSE t.state IN ",
         live!(),
-        ") ORDER BY t.id FOR UPDATE"
+        " END ORDER BY t.id FOR UPDATE"
     ))
     .bind(asker.user.as_str())
     .bind(tunnel)

@@ -276,6 +276,34 @@ async fn a_tunnel_closes_with_its_last_holder_and_a_repeated_close_counts_once()
 }
 
 #[tokio::test]
+async fn a_close_that_comes_again_late_leaves_what_was_opened_since() {
+    let world = World::new().await;
+    let which = || Which::Device {
+        device: device(),
+        target: None,
+    };
+    let first = world.requested().await;
+    let closer = asker("alice");
+    let closed = world.store.close(&closer, &close(which(), true)).await.unwrap();
+    assert_eq!(closed.len(), 1);
+    let since = world.requested().await;
+    let again = world.store.close(&closer, &close(which(), true)).await.unwrap();
+    let told: Vec<_> = again.iter().map(|outcome| outcome.tunnel.id).collect();
+    assert_eq!(told, [first], "the same as before");
+    assert_eq!(world.tunnel(since).await.state, TunnelState::Requested);
+    // One that gave up a hold, and closed nothing, is remembered too.
+    let second = asker("alice");
+    world.ask(&second, |_| {}).await;
+    let one = asker("alice");
+    let left = world.store.close(&one, &close(which(), false)).await.unwrap();
+    assert_eq!(left.iter().map(|outcome| outcome.holders_left).collect::<Vec<_>>(), [1]);
+    world.store.close(&asker("alice"), &close(which(), true)).await.unwrap();
+    let later = world.requested().await;
+    world.store.close(&one, &close(which(), false)).await.unwrap();
+    assert_eq!(world.tunnel(later).await.state, TunnelState::Requested);
+}
+
+#[tokio::test]
 async fn force_closes_whoever_holds_and_ends_the_session() {
     let world = World::new().await;
     let first = asker("alice");
