@@ -32,9 +32,10 @@ use history::History;
 
 /// How long a target may take to accept a connection.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long one ssh may take from its start to the forward: the first attempt, doubled with each further one up to the
-/// second. A server may hang, and the next attempt leads to another; a slow link needs its time.
-const LANDING_TIMEOUT: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(15));
+/// How long one ssh may take from its start to the forward. While somebody waits for it, it is half of what is left of
+/// their patience, so that one that hangs leaves time for another server; but no less than the second. Nobody hurries one
+/// that comes back: where hundreds do, each has to wait, and one that gave up would have to wait again.
+const LANDING_TIMEOUT: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(2));
 /// How often a tunnel that has never been up is tried: for about four seconds, which a load balancer may take to restart.
 const FIRST_ATTEMPTS: u32 = 6;
 /// Spread of the pause after the first failed attempt; it doubles up to the second.
@@ -350,9 +351,11 @@ impl Tunnels {
         let number = self.number();
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
             tunnel.number = number;
-            tunnel.state = State::Landing {
-                until: now + doubled(LANDING_TIMEOUT, tunnel.failures),
-            };
+            let (longest, shortest) = LANDING_TIMEOUT;
+            let limit = tunnel.patience.map_or(longest, |patience| {
+                (patience.saturating_duration_since(now) / 2).clamp(shortest, longest)
+            });
+            tunnel.state = State::Landing { until: now + limit };
             let landing = tunnel.landing.clone();
             let attempt = Attempt { tunnel: id, number };
             self.commands.push(Command::Land { attempt, landing });
@@ -397,7 +400,7 @@ impl Tunnels {
         };
         tunnel.failures += 1;
         tunnel.landing.turn();
-        let pause = (self.policy.jitter)(doubled(BACKOFF, tunnel.failures - 1));
+        let pause = (self.policy.jitter)(backoff(tunnel.failures));
         let first = tunnel.patience.is_some();
         if first && (!retry || tunnel.failures >= FIRST_ATTEMPTS || tunnel.patience <= Some(now + pause)) {
             self.over(id, DeviceEventKind::Failed(failure));
@@ -451,7 +454,10 @@ impl Tunnel {
     }
 }
 
-/// The first of two spans, doubled so many times up to the second.
-fn doubled((first, longest): (Duration, Duration), times: u32) -> Duration {
-    first.saturating_mul(2_u32.saturating_pow(times)).min(longest)
+/// The longest pause after so many failures.
+fn backoff(failures: u32) -> Duration {
+    BACKOFF
+        .0
+        .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)))
+        .min(BACKOFF.1)
 }
