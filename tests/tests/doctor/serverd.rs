@@ -9,7 +9,7 @@ use rssh_lab::process::PATIENTLY;
 use rssh_lab::testing::within;
 use rssh_lab::{Action, Lab};
 
-use crate::{ALONE, Doctor, Finding, lab, mends, names, redis_says, script};
+use crate::{ALONE, Doctor, lab, mends, names, redis_says, script, sound};
 
 fn doctor(lab: &Lab) -> Doctor<'_> {
     Doctor {
@@ -19,11 +19,6 @@ fn doctor(lab: &Lab) -> Doctor<'_> {
         config: "servers/s1/serverd.toml",
         before: &[],
     }
-}
-
-/// What the machine itself has too little of is no fault of the lab's.
-fn of_the_lab(findings: &[Finding]) -> Vec<&Finding> {
-    findings.iter().filter(|finding| finding.check != "limits").collect()
 }
 
 /// A program that ends with its owner.
@@ -40,15 +35,13 @@ impl Drop for Running {
 fn a_sound_server_has_no_findings_and_what_is_planted_is_named() {
     let lab = lab();
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let sound = doctor(&lab).findings(&[]);
-    assert!(of_the_lab(&sound).is_empty(), "{sound:#?}");
+    sound(&doctor(&lab));
 
     files_and_rights(&lab);
     configurations(&lab);
     neighbours(&lab);
 
-    let sound = doctor(&lab).findings(&[]);
-    assert!(of_the_lab(&sound).is_empty(), "{sound:#?}");
+    sound(&doctor(&lab));
 }
 
 /// Planted together, each is named.
