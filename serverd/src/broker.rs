@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::pki::{ADMIN, Pki};
+use crate::pki::{ADMIN, Pki, PkiError};
 use crate::who::Who;
 
 /// Why the broker could not be prepared or asked.
@@ -26,6 +26,8 @@ pub enum BrokerError {
     NoPlugin,
     #[error(transparent)]
     File(#[from] IdentityError),
+    #[error("the broker's administrator: {0}")]
+    Pki(#[from] PkiError),
     #[error("{0}; is the broker running?")]
     Away(String),
     #[error("the broker does not answer on {CONTROL}; is its dynamic-security plugin loaded?")]
@@ -232,7 +234,7 @@ impl Administrator {
     /// # Errors
     /// When the broker cannot be reached or refuses the administrator's certificate.
     pub async fn connect(pki: &Pki, broker: &HostPort) -> Result<Self, BrokerError> {
-        let tls = Identity::load(&pki.admin())?.client_config()?;
+        let tls = Identity::load(&pki.admin()?)?.client_config()?;
         let (session, mut events, driver) = Session::new(Settings {
             brokers: vec![broker.clone()],
             tls: std::sync::Arc::new(tls),

@@ -10,7 +10,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
+use rssh_mqtt::IdentityFiles;
 use rssh_mqtt::identity::{self, IdentityError};
+use rssh_mqtt::renewal::Life;
 use rssh_proto::UserId;
 use rssh_proto::enrolment::Trust;
 use rssh_proto::id::random_hex;
@@ -194,12 +196,14 @@ impl Pki {
             format!("@cert-authority {ssh_host_name} {host_ca}\n").as_bytes(),
         )?;
         ssh_keygen::generate(&self.ssh_user_ca(), "rssh user CA")?;
-        let request = self.dir.join("admin.csr");
-        identity::request_certificate(ADMIN, &self.dir.join("admin.key"), &request)?;
-        let admin = self.issue(Domain::Servers, ADMIN, &CertificateRequest::read(&request)?)?;
-        let _ = std::fs::remove_file(&request);
-        identity::write_public(&self.dir.join("admin.pem"), admin.pem.as_bytes())?;
-        Ok(())
+        self.certify_admin(&self.admin_files())
+    }
+
+    /// Makes a certificate for the broker's administrator, and a key if there is none.
+    fn certify_admin(&self, files: &IdentityFiles) -> Result<(), PkiError> {
+        let request = identity::certificate_request(ADMIN, &files.key)?;
+        let admin = self.issue(Domain::Servers, ADMIN, &CertificateRequest::from_pem(&request)?)?;
+        Ok(identity::write_public(&files.cert, admin.pem.as_bytes())?)
     }
 
     /// Signs a certificate request: the subject is the id alone, whatever else the request asks for.
@@ -374,9 +378,28 @@ impl Pki {
         self.dir.join("clients-ca.pem")
     }
 
-    /// The identity of the broker's administrator.
-    pub fn admin(&self) -> rssh_mqtt::IdentityFiles {
-        rssh_mqtt::IdentityFiles {
+    /// The identity of the broker's administrator. Its certificate is made anew from two thirds of its life on; nobody
+    /// else would.
+    ///
+    /// # Errors
+    /// When it has ended, and the authority does not sign another or the file cannot be written.
+    pub fn admin(&self) -> Result<IdentityFiles, PkiError> {
+        let files = self.admin_files();
+        let (life, now) = (Life::of(&files.cert)?, clock::now().0);
+        if now < life.renew_at() {
+            return Ok(files);
+        }
+        match self.certify_admin(&files) {
+            Err(error) if !life.is_over(now) => {
+                tracing::warn!(%error, "the broker's administrator has no new certificate yet");
+            }
+            done => done?,
+        }
+        Ok(files)
+    }
+
+    fn admin_files(&self) -> IdentityFiles {
+        IdentityFiles {
             ca: self.ca_cert(Domain::Servers),
             cert: self.dir.join("admin.pem"),
             key: self.dir.join("admin.key"),
@@ -444,4 +467,32 @@ fn positive(hex: &str) -> Vec<u8> {
 /// Unix seconds as a certificate's time; the epoch itself when out of range.
 fn certificate_time(seconds: i64) -> ::time::OffsetDateTime {
     ::time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(::time::OffsetDateTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use rssh_proto::duration::Span;
+
+    use super::*;
+
+    #[test]
+    fn the_administrators_certificate_is_made_anew_in_time_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |lifetime| {
+            Pki::new(&Admin {
+                lifetime: Span::seconds(lifetime),
+                ..Admin::at(dir.path())
+            })
+        };
+        at(0).init("rssh").unwrap();
+        let life = || Life::of(&dir.path().join("admin.pem")).unwrap();
+        assert!(life().is_over(clock::now().0));
+        at(86_400).admin().unwrap();
+        let renewed = life();
+        assert!(!renewed.is_over(clock::now().0 + 86_000), "{renewed:?}");
+        at(90 * 86_400).admin().unwrap();
+        assert_eq!(life(), renewed, "it is good for long enough");
+        let files = at(86_400).admin().unwrap();
+        rssh_mqtt::Identity::load(&files).unwrap().client_config().unwrap();
+    }
 }
