@@ -10,6 +10,16 @@ use std::time::Duration;
 use crate::place::{LB, LB_USERS, Place, socket};
 use crate::{Lab, Options};
 
+/// A program that ends with its owner.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The lab that the tests of one program share: up from the first that asks, who has it prepared, to the last that lets
 /// go.
 pub fn shared(options: Options, prepare: impl FnOnce(&Lab)) -> Arc<Lab> {

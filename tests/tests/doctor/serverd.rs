@@ -1,12 +1,12 @@
 //! `rssh-serverd doctor`.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::PoisonError;
 
 use rssh_lab::component::Record;
 use rssh_lab::place::Place;
 use rssh_lab::process::PATIENTLY;
-use rssh_lab::testing::within;
+use rssh_lab::testing::{Running, within};
 use rssh_lab::{Action, Lab};
 
 use crate::{ALONE, Doctor, lab, mends, names, redis_says, script, sound};
@@ -18,16 +18,6 @@ fn doctor(lab: &Lab) -> Doctor<'_> {
         program: "rssh-serverd",
         config: "servers/s1/serverd.toml",
         before: &[],
-    }
-}
-
-/// A program that ends with its owner.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

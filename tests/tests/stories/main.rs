@@ -19,11 +19,10 @@ mod tunnel;
 mod web;
 
 use std::num::NonZeroU32;
-use std::process::Child;
 use std::sync::Arc;
 
 use rssh_lab::process::PROMPTLY;
-use rssh_lab::testing::{administer, all_of, greeting, said, shared, within};
+use rssh_lab::testing::{Running, administer, all_of, greeting, said, shared, within};
 use rssh_lab::{Lab, Options};
 use serde::Deserialize;
 
@@ -36,16 +35,6 @@ fn lab() -> Arc<Lab> {
         ..Options::default()
     };
     shared(options, |_| ())
-}
-
-/// A process that ends with its owner.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// What `rssh open --json` prints.
