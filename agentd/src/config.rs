@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rssh_mqtt::proxy::{Choice, Proxies, ProxyError};
-use rssh_mqtt::toml_file::{self, FileError};
-use rssh_mqtt::{Identity, IdentityError, IdentityFiles};
+use rssh_mqtt::toml_file::{self, TomlError};
+use rssh_mqtt::{FileError, Identity, IdentityError, IdentityFiles};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::DeviceStatus;
 use rssh_proto::target::TargetName;
@@ -20,7 +20,7 @@ use crate::ssh::version::{self, VersionError};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(transparent)]
-    File(#[from] FileError),
+    Toml(#[from] TomlError),
     #[error("[mqtt] brokers is empty; name at least one HOST:PORT")]
     NoBroker,
     #[error("[tunnels] max = {0} is not possible; use 1 to {max}", max = DeviceStatus::MAX_TUNNELS)]
@@ -39,6 +39,8 @@ pub enum ConfigError {
     },
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     #[error(transparent)]
@@ -213,7 +215,7 @@ impl Config {
             &mut self.ssh.program,
         ];
         for path in paths.into_iter().chain(&mut self.proxy_password_file) {
-            *path = std::path::absolute(&*path).map_err(|source| FileError::Read {
+            *path = std::path::absolute(&*path).map_err(|source| TomlError::Read {
                 path: file.to_owned(),
                 source,
             })?;
@@ -271,7 +273,7 @@ impl Config {
     pub fn check_ssh(&self) -> Result<(), ConfigError> {
         version::check(&self.ssh.program)?;
         // ssh itself would refuse an exposed key; here it is named before anybody waits for a tunnel.
-        rssh_mqtt::identity::read_secret(&self.ssh.key)?;
+        rssh_mqtt::files::read_secret(&self.ssh.key)?;
         fs::metadata(&self.ssh.known_hosts).map_err(|source| ConfigError::SshPath {
             what: "known-hosts",
             path: self.ssh.known_hosts.clone(),

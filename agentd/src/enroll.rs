@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use rssh_mqtt::https::Client;
-use rssh_mqtt::{ask, identity};
+use rssh_mqtt::{ask, files, identity};
 use rssh_proto::enrolment::{DeviceEnrolled, EnrolDevice};
 use rssh_proto::{Account, DeviceId, HttpsUrl};
 
@@ -109,9 +109,9 @@ pub async fn run(args: Enroll) -> anyhow::Result<()> {
         ("servers-ca.pem", &enrolled.servers_ca),
         ("known_hosts", &enrolled.known_hosts),
     ] {
-        identity::write_public(&dir.join(name), text.as_bytes())?;
+        files::write_public(&dir.join(name), text.as_bytes())?;
     }
-    identity::hand_over(&dir)?;
+    files::hand_over(&dir)?;
     let device = enrolled.device.clone();
     write_config(&args.config, &dir, &enrolled, &args.authorized_keys)?;
     if args.trust_user_ca {
@@ -164,7 +164,7 @@ fn write_config(path: &Path, dir: &Path, enrolled: &DeviceEnrolled, keys: &[Keys
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    identity::write_public(path, render(dir, enrolled, keys)?.as_bytes())?;
+    files::write_public(path, render(dir, enrolled, keys)?.as_bytes())?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rssh_mqtt::identity::write_public;
+use rssh_mqtt::files::write_public;
 use rssh_proto::Generation;
 
 /// How many connects one write of the file covers.

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use rssh_mqtt::identity::{hand_over, request_certificate};
+use rssh_mqtt::files::hand_over;
+use rssh_mqtt::identity::request_certificate;
 use rssh_proto::DeviceId;
 
 /// Makes `device.{key,csr}` and `ssh_key{,.pub}` in a directory; keys that are there stay.

@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rssh_mqtt::https::Client;
+use rssh_mqtt::life::Life;
 use rssh_mqtt::proxy::Proxies;
-use rssh_mqtt::renewal::{self, Life, Renewable};
+use rssh_mqtt::renewal::{self, Renewable};
 use rssh_mqtt::{IdentityError, identity};
 use rssh_proto::enrolment::{Challenge, ChallengeRequest, RECOVERY_NAMESPACE, Recover, Renew, Renewed, recovery_text};
 use rssh_proto::{Failure, FailureKind, HttpsUrl};

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rssh_mqtt::https::Client;
-use rssh_mqtt::{Identity, identity};
+use rssh_mqtt::{Identity, files};
 use rssh_proto::enrolment::NewSshKey;
 
 use crate::config::Config;
@@ -108,7 +108,7 @@ impl Keys {
         let public = self.public();
         if !public.exists() {
             let text = format!("{}\n", init::public_half(&self.key)?);
-            identity::write_public(&public, text.as_bytes())?;
+            files::write_public(&public, text.as_bytes())?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use rssh_mqtt::identity::write_public;
+use rssh_mqtt::files::write_public;
 use rssh_proto::DeviceId;
 use rssh_proto::enrolment::principal;
 use rssh_proto::text::sanitize;

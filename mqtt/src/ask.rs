@@ -6,7 +6,7 @@ use std::path::Path;
 use rssh_proto::enrolment::EnrolmentToken;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-use crate::identity::read_secret;
+use crate::files::read_secret;
 
 /// The longest text that is read.
 const LIMIT: u64 = 4096;

@@ -15,8 +15,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::event::Down;
+use crate::files;
 use crate::identity::{self, Identity, IdentityFiles};
-use crate::renewal::Life;
+use crate::life::Life;
 use crate::session::Session;
 use crate::{Dial, Event, Settings};
 
@@ -76,7 +77,7 @@ pub fn life(check: &'static str, what: &str, life: Option<Life>, now: i64, renew
 
 /// Examines the certificate in a file.
 pub fn certificate(check: &'static str, path: &Path, now: i64, renew: &str) -> Finding {
-    match identity::certificates(path) {
+    match files::certificates(path) {
         Ok(all) => {
             let first = all.first().and_then(|first| Life::read(first));
             life(check, &path.display().to_string(), first, now, renew)

@@ -9,8 +9,10 @@ pub mod ask;
 pub mod dial;
 mod event;
 pub mod examine;
+pub mod files;
 pub mod https;
 pub mod identity;
+pub mod life;
 mod pace;
 pub mod proxy;
 mod relay;
@@ -22,6 +24,7 @@ mod verify;
 pub mod way;
 
 pub use event::{Delivery, Event, Message, Publish, PublishError};
+pub use files::FileError;
 pub use identity::{Identity, IdentityError, IdentityFiles};
 pub use session::Session;
 pub use settings::{Dial, Settings, Will, WillOf};

@@ -14,7 +14,7 @@ use rssh_proto::text::quoted;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use crate::identity::{IdentityError, read_secret};
+use crate::files::{FileError, read_secret};
 
 /// Where proxies listen that are named without a port, as curl has it.
 const PORT: u16 = 1080;
@@ -31,7 +31,7 @@ pub enum ProxyError {
     #[error("proxy-password-file needs a user in proxy: http://USER@HOST:PORT")]
     Nobody,
     #[error(transparent)]
-    Password(#[from] IdentityError),
+    Password(#[from] FileError),
 }
 
 /// Why a proxy did not connect.

@@ -2,7 +2,7 @@
 //!
 //! The key stays the same; what changes is the certificate in its file, and the one that the next handshake shows.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -11,61 +11,17 @@ use rssh_proto::{Failure, FailureKind, HttpsUrl};
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::files;
 use crate::https::Client;
 use crate::identity::{self, Identity, IdentityError, IdentityFiles};
+use crate::life::Life;
 use crate::proxy::Proxies;
 
 /// The longest pause between two looks at a certificate: clocks jump, and files are replaced.
 const LOOK: Duration = Duration::from_secs(3600);
 /// The shortest.
 const SOON: Duration = Duration::from_millis(500);
-
-/// From when to when a certificate is good, in Unix seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
-    pub from: i64,
-    pub until: i64,
-}
-
-impl Life {
-    /// Reads the life of the first certificate in a file.
-    ///
-    /// # Errors
-    /// When the file holds none.
-    pub fn of(path: &Path) -> Result<Self, IdentityError> {
-        let none = || IdentityError::Pem {
-            path: path.to_owned(),
-            what: "certificate",
-        };
-        let certificates = identity::certificates(path)?;
-        certificates
-            .first()
-            .and_then(|first| Self::read(first))
-            .ok_or_else(none)
-    }
-
-    /// Reads the life of a certificate in DER form, if it is one.
-    pub fn read(certificate: &[u8]) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-        let validity = certificate.validity();
-        Some(Self {
-            from: validity.not_before.timestamp(),
-            until: validity.not_after.timestamp(),
-        })
-    }
-
-    /// When it is to be renewed: at two thirds.
-    pub const fn renew_at(self) -> i64 {
-        self.from + (self.until - self.from) / 3 * 2
-    }
-
-    /// Whether it is over.
-    pub const fn is_over(self, now: i64) -> bool {
-        now >= self.until
-    }
-}
 
 /// The clock, in Unix seconds.
 pub fn now() -> i64 {
@@ -156,7 +112,6 @@ pub async fn renew(
     files: &IdentityFiles,
     more: Renew,
 ) -> Result<Renewed, Failure> {
-    let local = |error: IdentityError| Failure::new(FailureKind::Configuration, error.to_string());
     let identity = Identity::load(files).map_err(local)?;
     let request = Renew {
         csr: identity::certificate_request("rssh", &files.key).map_err(local)?,
@@ -176,18 +131,25 @@ pub async fn renew(
 /// # Errors
 /// When it is not for the identity's key, or the file cannot be written.
 pub fn replace(files: &IdentityFiles, pem: &str) -> Result<(), Failure> {
-    let local = |error: IdentityError| Failure::new(FailureKind::Configuration, error.to_string());
+    tried_and_written(files, pem).map_err(local)
+}
+
+fn tried_and_written(files: &IdentityFiles, pem: &str) -> Result<(), IdentityError> {
     let mut name = files.cert.as_os_str().to_owned();
     name.push(".next");
     let next = PathBuf::from(name);
-    identity::write_public(&next, pem.as_bytes()).map_err(local)?;
+    files::write_public(&next, pem.as_bytes())?;
     let tried = certified(&IdentityFiles {
         cert: next.clone(),
         ..files.clone()
     });
-    let done = tried.and_then(|_| identity::write_public(&files.cert, pem.as_bytes()));
     let _ = std::fs::remove_file(&next);
-    done.map_err(local)
+    tried?;
+    Ok(files::write_public(&files.cert, pem.as_bytes())?)
+}
+
+fn local(error: IdentityError) -> Failure {
+    Failure::new(FailureKind::Configuration, error.to_string())
 }
 
 /// How long to wait before a certificate is to be renewed, and after failures.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 /// Why a configuration file cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub enum TomlError {
     #[error("cannot read the configuration {path}: {source}")]
     Read { path: PathBuf, source: io::Error },
     #[error("the configuration {path} is wrong: {reason}")]
@@ -19,12 +19,12 @@ pub enum FileError {
 ///
 /// # Errors
 /// When the file cannot be read, or is not of that form.
-pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
-    let text = fs::read_to_string(path).map_err(|source| FileError::Read {
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, TomlError> {
+    let text = fs::read_to_string(path).map_err(|source| TomlError::Read {
         path: path.to_owned(),
         source,
     })?;
-    toml::from_str(&text).map_err(|error| FileError::Parse {
+    toml::from_str(&text).map_err(|error| TomlError::Parse {
         path: path.to_owned(),
         reason: error.to_string().trim_end().to_owned(),
     })

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rssh_mqtt::toml_file::{self, FileError};
-use rssh_mqtt::{IdentityFiles, identity};
+use rssh_mqtt::toml_file::{self, TomlError};
+use rssh_mqtt::{IdentityFiles, files};
 use rssh_proto::duration::Span;
 use rssh_proto::name::{NameMaster, ProxyDomain};
 use rssh_proto::{HostPort, HttpsUrl, RouterId};
@@ -16,7 +16,7 @@ use serde::Deserialize;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(transparent)]
-    File(#[from] FileError),
+    Toml(#[from] TomlError),
     #[error("{key} in the configuration is not usable: {reason}")]
     Value { key: &'static str, reason: String },
 }
@@ -446,7 +446,7 @@ impl Config {
     pub fn masters(&self) -> Result<(NameMaster, Option<NameMaster>), ConfigError> {
         let read = |key, path: &Path| -> Result<NameMaster, ConfigError> {
             let value = |reason: String| ConfigError::Value { key, reason };
-            let bytes = identity::read_secret(path).map_err(|error| value(error.to_string()))?;
+            let bytes = files::read_secret(path).map_err(|error| value(error.to_string()))?;
             String::from_utf8_lossy(&bytes)
                 .parse()
                 .map_err(|error| value(format!("{}: {error}", path.display())))

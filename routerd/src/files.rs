@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rssh_mqtt::{IdentityError, identity};
+use rssh_mqtt::{FileError, files};
 
 use crate::config::HaproxyConfig;
 use crate::render::{self, TemplateError};
@@ -18,7 +18,7 @@ pub enum FilesError {
     #[error(transparent)]
     Template(#[from] TemplateError),
     #[error(transparent)]
-    Write(#[from] IdentityError),
+    Write(#[from] FileError),
     #[error("cannot make the directory {path}: {source}")]
     Directory { path: PathBuf, source: io::Error },
     #[error("cannot read {path}: {source}")]
@@ -82,9 +82,9 @@ impl Files {
             return Ok(());
         }
         let write = if secret {
-            identity::write_secret
+            files::write_secret
         } else {
-            identity::write_public
+            files::write_public
         };
         write(path, text.as_bytes())?;
         self.written.insert(path.to_owned(), text);

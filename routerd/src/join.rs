@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use rssh_mqtt::https::Client;
-use rssh_mqtt::{ask, identity};
+use rssh_mqtt::{ask, files, identity};
 use rssh_proto::enrolment::{EnrolRouter, RouterEnrolled};
 use rssh_proto::{HostPort, HttpsUrl};
 
@@ -27,13 +27,13 @@ pub async fn run(
     let client = Client::pinned(url, token.authority)?.at(connect);
     let enrolled: RouterEnrolled = client.post("/v1/enrol/router", &asked).await?;
     let master = format!("{}\n", enrolled.name_master);
-    identity::write_secret(&dir.join("name-master"), master.as_bytes())?;
+    files::write_secret(&dir.join("name-master"), master.as_bytes())?;
     for (name, text) in [
         ("router.pem", &enrolled.certificate),
         ("servers-ca.pem", &enrolled.trust.servers_ca),
         ("users-ca.pem", &enrolled.trust.users_ca),
     ] {
-        identity::write_public(&dir.join(name), text.as_bytes())?;
+        files::write_public(&dir.join(name), text.as_bytes())?;
     }
     println!("{}", enrolled.router);
     Ok(())

@@ -4,7 +4,7 @@
 
 use anyhow::Context as _;
 use rssh_mqtt::https::Client;
-use rssh_mqtt::identity::{self, Identity};
+use rssh_mqtt::{Identity, files};
 use rssh_proto::enrolment::NameMastersNow;
 use rssh_proto::{HttpsUrl, NameMaster};
 use tokio::time::{Duration, MissedTickBehavior, interval};
@@ -54,7 +54,7 @@ fn keep(config: &Config, current: &NameMaster, previous: Option<&NameMaster>) ->
     let before = config.name_master_previous();
     let write = |path, master: &NameMaster| {
         let text = format!("{}\n", master.to_base64());
-        identity::write_secret(path, text.as_bytes())
+        files::write_secret(path, text.as_bytes())
     };
     // First the one before: at no moment is one missing that names are signed by.
     if let Some(previous) = previous.filter(|previous| held.1.as_ref() != Some(previous)) {

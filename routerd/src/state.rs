@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rssh_mqtt::{IdentityError, identity};
+use rssh_mqtt::{FileError, files};
 use rssh_proto::ServerId;
 use rssh_proto::registration::SignedRegistration;
 
@@ -18,7 +18,7 @@ pub enum StateError {
     #[error("{path} is damaged ({source}); remove it, and the registry is read anew")]
     Damaged { path: PathBuf, source: serde_json::Error },
     #[error(transparent)]
-    Write(#[from] IdentityError),
+    Write(#[from] FileError),
 }
 
 /// The file of the last good registry: entries as their servers signed them, so that it is believed no more than they.
@@ -81,7 +81,7 @@ impl State {
             path: self.path.clone(),
             source,
         })?;
-        identity::write_public(&self.path, text.as_bytes())?;
+        files::write_public(&self.path, text.as_bytes())?;
         self.saved = Some(routes.revision());
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rssh_mqtt::identity::{self, IdentityError};
-use rssh_mqtt::{Dial, Event, Identity, Publish, PublishError, Session, Settings};
+use rssh_mqtt::files::{self, FileError};
+use rssh_mqtt::{Dial, Event, Identity, IdentityError, Publish, PublishError, Session, Settings};
 use rssh_proto::HostPort;
 use rssh_proto::id::random_hex;
 use rssh_proto::topic::{Topic, filter};
@@ -25,7 +25,9 @@ pub enum BrokerError {
     #[error("mosquitto's dynamic-security plugin is not installed; install mosquitto 2")]
     NoPlugin,
     #[error(transparent)]
-    File(#[from] IdentityError),
+    File(#[from] FileError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error("the broker's administrator: {0}")]
     Pki(#[from] PkiError),
     #[error("{0}; is the broker running?")]
@@ -161,7 +163,7 @@ pub fn render(pki: &Pki, to: &Render<'_>) -> Result<(), BrokerError> {
         user = to.user,
     );
     give(to.key, to.user);
-    identity::write_public(&to.dir.join("mosquitto.conf"), text.as_bytes())?;
+    files::write_public(&to.dir.join("mosquitto.conf"), text.as_bytes())?;
     if !security.exists() {
         let state = json!({
             "defaultACLAccess": {
@@ -179,7 +181,7 @@ pub fn render(pki: &Pki, to: &Render<'_>) -> Result<(), BrokerError> {
                 allow(Access::PublishClientReceive, "$CONTROL/dynamic-security/#"),
             ]}]
         });
-        identity::write_secret(&security, format!("{state:#}\n").as_bytes())?;
+        files::write_secret(&security, format!("{state:#}\n").as_bytes())?;
         give(&security, to.user);
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rssh_mqtt::IdentityFiles;
-use rssh_mqtt::toml_file::{self, FileError};
+use rssh_mqtt::toml_file::{self, TomlError};
 use rssh_proto::duration::Span;
 use rssh_proto::name::ProxyDomain;
 use rssh_proto::text::quoted;
@@ -18,7 +18,7 @@ use crate::store::Quotas;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(transparent)]
-    File(#[from] FileError),
+    Toml(#[from] TomlError),
     #[error("the configuration {path} is wrong: {what}")]
     Value { path: PathBuf, what: String },
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rssh_mqtt::identity::{self, IdentityError};
+use rssh_mqtt::files::{self, FileError};
 use rssh_proto::id::random_hex;
 use rssh_proto::{NameKey, ServerId};
 
@@ -17,7 +17,7 @@ pub enum HomeError {
     #[error("cannot use the state directory {path}: {source}")]
     Directory { path: PathBuf, source: io::Error },
     #[error(transparent)]
-    File(#[from] IdentityError),
+    File(#[from] FileError),
     #[error("{path} does not hold a server id; rssh-serverd server init makes one")]
     NoId { path: PathBuf },
     #[error("{path} holds the id {kept}; a server keeps its id, so {wanted} needs a state directory of its own")]
@@ -70,7 +70,7 @@ impl Home {
             };
         }
         let id = wanted.unwrap_or_else(draw_id);
-        identity::write_public(&path, format!("{id}\n").as_bytes())?;
+        files::write_public(&path, format!("{id}\n").as_bytes())?;
         Ok(id)
     }
 
@@ -89,7 +89,7 @@ impl Home {
     /// # Errors
     /// When the directory cannot be written.
     pub fn keep_name_key(&self, key: &NameKey) -> Result<(), HomeError> {
-        Ok(identity::write_secret(
+        Ok(files::write_secret(
             &self.name_key_file(),
             format!("{}\n", key.to_base64()).as_bytes(),
         )?)
@@ -101,7 +101,7 @@ impl Home {
     /// When it is missing, exposed or not a key.
     pub fn name_key(&self) -> Result<NameKey, HomeError> {
         let path = self.name_key_file();
-        let text = identity::read_secret(&path)?;
+        let text = files::read_secret(&path)?;
         String::from_utf8_lossy(&text)
             .parse()
             .map_err(|_| HomeError::NoKey { path })

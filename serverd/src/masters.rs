@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rssh_mqtt::identity::{self, IdentityError};
+use rssh_mqtt::files::{self, FileError};
 use rssh_proto::name::NameError;
 use rssh_proto::payload::SharedName;
 use rssh_proto::{NameKey, NameMaster, ServerId};
@@ -30,7 +30,7 @@ pub const SERVERS_ASK: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum MasterError {
     #[error(transparent)]
-    File(#[from] IdentityError),
+    File(#[from] FileError),
     #[error("{path}: {source}")]
     Master { path: PathBuf, source: NameError },
     #[error("{0} does not say which master was before; remove it when no name by that one is about")]
@@ -106,7 +106,7 @@ impl MasterFiles {
     pub fn read(&self, now: UnixTime) -> Result<Masters, MasterError> {
         // First the one before: whoever rotates at this moment writes it first.
         let before = self.read_before()?;
-        let text = identity::read_secret(&self.current)?;
+        let text = files::read_secret(&self.current)?;
         let current = parse(&self.current, &String::from_utf8_lossy(&text))?;
         let mut masters = Masters {
             current,
@@ -146,7 +146,7 @@ impl MasterFiles {
             overlap_s: i64::try_from(overlap.as_secs()).unwrap_or(i64::MAX),
         };
         let text = serde_json::to_vec(&before).map_err(|error| self.change(error.into()))?;
-        identity::write_secret(&self.before, &text)?;
+        files::write_secret(&self.before, &text)?;
         // A daemon under its own account goes on reading what root changes.
         let owner = std::fs::metadata(&self.current).map_err(|error| self.change(error))?;
         std::os::unix::fs::chown(&self.before, Some(owner.uid()), Some(owner.gid()))
@@ -170,7 +170,7 @@ impl MasterFiles {
         if !self.before.exists() {
             return Ok(None);
         }
-        let text = identity::read_secret(&self.before)?;
+        let text = files::read_secret(&self.before)?;
         let before = serde_json::from_slice(&text).map_err(|_| MasterError::Before(self.before.clone()))?;
         Ok(Some(before))
     }
@@ -190,8 +190,8 @@ fn parse(path: &Path, text: &str) -> Result<NameMaster, MasterError> {
     })
 }
 
-fn write(path: &Path, master: &NameMaster) -> Result<(), IdentityError> {
-    identity::write_secret(path, format!("{}\n", master.to_base64()).as_bytes())
+fn write(path: &Path, master: &NameMaster) -> Result<(), FileError> {
+    files::write_secret(path, format!("{}\n", master.to_base64()).as_bytes())
 }
 
 #[cfg(test)]
@@ -268,7 +268,7 @@ mod tests {
         let now = UnixTime(1_700_000_000);
         let master = files.read(now).unwrap().current.to_base64();
         let written = serde_json::json!({"master": master, "rotated-at": now, "overlap-s": 3600});
-        identity::write_secret(&dir.path().join("name-master-before"), written.to_string().as_bytes()).unwrap();
+        files::write_secret(&dir.path().join("name-master-before"), written.to_string().as_bytes()).unwrap();
         let masters = files.read(now).unwrap();
         assert!(masters.previous.is_none());
         assert_eq!(masters.current.to_base64(), master);

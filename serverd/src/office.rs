@@ -3,7 +3,7 @@
 //! A command of the administrator works with it, and so does a server that enrols over HTTPS.
 
 use anyhow::{Context as _, Result, bail};
-use rssh_mqtt::identity;
+use rssh_mqtt::files;
 use rssh_proto::enrolment::{EnrolmentToken, Secret, Trust};
 
 use crate::broker::Administrator;
@@ -126,7 +126,7 @@ impl Office {
     /// When the CA's certificate cannot be read.
     pub fn draw_token(&self) -> Result<(EnrolmentToken, Vec<u8>)> {
         let path = self.pki.ca_cert(Domain::Servers);
-        let certificates = identity::certificates(&path)?;
+        let certificates = files::certificates(&path)?;
         let newest = certificates.last().context("the servers' CA has no certificate")?;
         let authority = token::hash(newest)
             .try_into()

@@ -11,8 +11,9 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rssh_mqtt::IdentityFiles;
+use rssh_mqtt::files::{self, FileError};
 use rssh_mqtt::identity::{self, IdentityError};
-use rssh_mqtt::renewal::Life;
+use rssh_mqtt::life::Life;
 use rssh_proto::UserId;
 use rssh_proto::enrolment::Trust;
 use rssh_proto::id::random_hex;
@@ -38,7 +39,9 @@ const BACKDATE: i64 = 3600;
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     #[error(transparent)]
-    File(#[from] IdentityError),
+    File(#[from] FileError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error("{0} exists; authorities are made once, and replaced by rotation only")]
     Exists(PathBuf),
     #[error("cannot make the directory {path}: {source}")]
@@ -94,7 +97,7 @@ impl CertificateRequest {
     /// # Errors
     /// When the file cannot be read or holds none.
     pub fn read(path: &Path) -> Result<Self, PkiError> {
-        let pem = std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
+        let pem = std::fs::read_to_string(path).map_err(|source| FileError::Read {
             path: path.to_owned(),
             source,
         })?;
@@ -183,15 +186,15 @@ impl Pki {
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             let pem = params.self_signed(&key)?.pem();
-            identity::write_secret(&self.ca_key(domain), key.serialize_pem().as_bytes())?;
-            identity::write_public(&self.ca_cert(domain), pem.as_bytes())?;
+            files::write_secret(&self.ca_key(domain), key.serialize_pem().as_bytes())?;
+            files::write_public(&self.ca_cert(domain), pem.as_bytes())?;
             all.push_str(&pem);
         }
-        identity::write_public(&self.clients_ca(), all.as_bytes())?;
+        files::write_public(&self.clients_ca(), all.as_bytes())?;
         self.masters().create()?;
         ssh_keygen::generate(&self.ssh_host_ca(), "rssh host CA")?;
         let host_ca = ssh_keygen::public_key(&self.ssh_host_ca().with_extension("pub"))?;
-        identity::write_public(
+        files::write_public(
             &self.dir.join("known_hosts"),
             format!("@cert-authority {ssh_host_name} {host_ca}\n").as_bytes(),
         )?;
@@ -203,7 +206,7 @@ impl Pki {
     fn certify_admin(&self, files: &IdentityFiles) -> Result<(), PkiError> {
         let request = identity::certificate_request(ADMIN, &files.key)?;
         let admin = self.issue(Domain::Servers, ADMIN, &CertificateRequest::from_pem(&request)?)?;
-        Ok(identity::write_public(&files.cert, admin.pem.as_bytes())?)
+        Ok(files::write_public(&files.cert, admin.pem.as_bytes())?)
     }
 
     /// Signs a certificate request: the subject is the id alone, whatever else the request asks for.
@@ -241,7 +244,7 @@ impl Pki {
 
     fn read_ca(&self, domain: Domain) -> Result<String, PkiError> {
         let path = self.ca_cert(domain);
-        Ok(std::fs::read_to_string(&path).map_err(|source| IdentityError::Read { path, source })?)
+        Ok(std::fs::read_to_string(&path).map_err(|source| FileError::Read { path, source })?)
     }
 
     /// The public halves of all authorities.
@@ -250,7 +253,7 @@ impl Pki {
     /// When one cannot be read.
     pub fn trust(&self) -> Result<Trust, PkiError> {
         let path = self.dir.join("known_hosts");
-        let known_hosts = std::fs::read_to_string(&path).map_err(|source| IdentityError::Read { path, source })?;
+        let known_hosts = std::fs::read_to_string(&path).map_err(|source| FileError::Read { path, source })?;
         Ok(Trust {
             servers_ca: self.read_ca(Domain::Servers)?,
             devices_ca: self.read_ca(Domain::Devices)?,
@@ -335,7 +338,7 @@ impl Pki {
         let key = match &self.signer {
             Some(program) => Key::Signer(Signer::new(program, domain.name(), &ca)?),
             None => {
-                let key = identity::read_secret(&self.ca_key(domain))?;
+                let key = files::read_secret(&self.ca_key(domain))?;
                 Key::File(Box::new(KeyPair::from_pem(&String::from_utf8_lossy(&key))?))
             }
         };
@@ -430,9 +433,9 @@ pub fn keep_trust(dir: &Path, trust: &Trust) -> Result<(), PkiError> {
         (Domain::Devices, &trust.devices_ca),
         (Domain::Users, &trust.users_ca),
     ] {
-        identity::write_public(&ca_file(dir, domain), pem.as_bytes())?;
+        files::write_public(&ca_file(dir, domain), pem.as_bytes())?;
     }
-    identity::write_public(&dir.join("known_hosts"), trust.known_hosts.as_bytes())?;
+    files::write_public(&dir.join("known_hosts"), trust.known_hosts.as_bytes())?;
     Ok(())
 }
 

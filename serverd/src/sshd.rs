@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rssh_mqtt::identity::{self, IdentityError};
+use rssh_mqtt::files::{self, FileError};
 use rssh_proto::DeviceId;
 use rssh_proto::text::sanitize;
 
@@ -35,7 +35,7 @@ pub enum SshdError {
     #[error("cannot reach sshd's sockets: {0}; this needs root")]
     Descriptors(std::io::Error),
     #[error(transparent)]
-    File(#[from] IdentityError),
+    File(#[from] FileError),
     #[error(transparent)]
     Keygen(#[from] KeygenError),
 }
@@ -165,7 +165,7 @@ pub fn public_host_key(config: &Config) -> Result<PublicKey, SshdError> {
 /// When the directory cannot be written.
 pub fn keep_host_certificate(config: &Config, text: &str) -> Result<(), SshdError> {
     let path = certificate(&host_key(&config.sshd.dir));
-    Ok(identity::write_public(&path, text.as_bytes())?)
+    Ok(files::write_public(&path, text.as_bytes())?)
 }
 
 /// Writes the configuration for the installed version and lets sshd check it.
@@ -174,7 +174,7 @@ pub fn keep_host_certificate(config: &Config, text: &str) -> Result<(), SshdErro
 /// When it cannot be written or sshd refuses it.
 pub fn render(config: &Config) -> Result<(), SshdError> {
     let path = config_file(&config.sshd.dir);
-    identity::write_public(&path, self::config(config, version()?).as_bytes())?;
+    files::write_public(&path, self::config(config, version()?).as_bytes())?;
     let output = Command::new(PROGRAM)
         .args(["-t", "-f"])
         .arg(&path)

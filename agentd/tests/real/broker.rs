@@ -93,7 +93,7 @@ fn make_certificates(dir: &Path, names: &[&str]) {
         let certificate = parameters.signed_by(&key, &issuer).unwrap();
         fs::write(dir.join(format!("{name}.pem")), certificate.pem()).unwrap();
         let path = dir.join(format!("{name}.key"));
-        rssh_mqtt::identity::write_secret(&path, key.serialize_pem().as_bytes()).unwrap();
+        rssh_mqtt::files::write_secret(&path, key.serialize_pem().as_bytes()).unwrap();
     }
 }
 

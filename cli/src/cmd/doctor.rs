@@ -11,7 +11,7 @@ use dialoguer::console::style;
 use rssh_mqtt::dial::dial;
 use rssh_mqtt::proxy::Proxies;
 use rssh_mqtt::session::Down;
-use rssh_mqtt::{Identity, identity};
+use rssh_mqtt::{FileError, Identity, IdentityError, files, identity};
 use rssh_proto::duration::Span;
 use rssh_proto::payload::Operation;
 use rssh_proto::{FailureKind, HostPort};
@@ -102,7 +102,7 @@ fn profile(common: &Common, report: &mut Report) -> Result<Option<Profile>, Erro
 fn own_identity(profile: &Profile, report: &mut Report) -> Result<Option<Arc<rustls::ClientConfig>>, Error> {
     let files = profile.identity();
     let found = |path: &Path| format!("{}, for its owner only", path.display());
-    match identity::read_secret(&files.key) {
+    match files::read_secret(&files.key) {
         Ok(_) => report.tell(&Finding::ok("key", found(&files.key)))?,
         Err(error) => report.tell(&Finding::of_error("key", &error.to_string()))?,
     }
@@ -116,7 +116,7 @@ fn own_identity(profile: &Profile, report: &mut Report) -> Result<Option<Arc<rus
             Ok(Some(Arc::new(tls)))
         }
         // Told with the key already.
-        Err(rssh_mqtt::IdentityError::Exposed(_)) => Ok(None),
+        Err(IdentityError::File(FileError::Exposed(_))) => Ok(None),
         Err(error) => {
             report.tell(&Finding::fail(
                 "certificate",

@@ -39,7 +39,7 @@ pub async fn run(common: &Common, args: &LoginArgs) -> Result<(), Error> {
         ("user.pem", &enrolled.certificate),
         ("servers-ca.pem", &enrolled.servers_ca),
     ] {
-        identity::write_public(&directory.join(name), text.as_bytes()).map_err(|error| local(&error))?;
+        rssh_mqtt::files::write_public(&directory.join(name), text.as_bytes()).map_err(|error| local(&error))?;
     }
     let text = render(&enrolled)?;
     files::replace(&path, text.as_bytes(), 0o600)

@@ -22,7 +22,8 @@ pub mod why;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rssh_mqtt::renewal::{self, Life};
+use rssh_mqtt::life::Life;
+use rssh_mqtt::renewal::{self};
 use rssh_proto::enrolment::Renew;
 
 use crate::args::{Common, Via};

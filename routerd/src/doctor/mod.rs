@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use redis::AsyncConnectionConfig;
 use rssh_mqtt::examine::{self, PATIENCE, tell};
-use rssh_mqtt::identity;
 use rssh_proto::{Finding, ServerId, UserId};
 use rssh_stores::Postgres;
 use tokio::time::{sleep, timeout};
@@ -55,7 +54,10 @@ fn files(config: &Config, now: i64) -> Vec<Finding> {
     let renew = "get another from your authority, or: rssh-serverd ca tls; then reload HAProxy";
     let path = haproxy.certificate.path();
     found.push(examine::certificate("lb cert", path, now, renew));
-    if let Some(certificate) = identity::certificates(path).ok().and_then(|all| all.into_iter().next()) {
+    if let Some(certificate) = rssh_mqtt::files::certificates(path)
+        .ok()
+        .and_then(|all| all.into_iter().next())
+    {
         found.push(judge::names(&certificate, &haproxy.domain.to_string()));
     }
     let users = "put the installation's current users-ca.pem at haproxy.users-ca, and reload HAProxy";

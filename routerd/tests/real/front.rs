@@ -68,7 +68,7 @@ impl Front {
         let router = servers.client("lb1").write(path, "router");
         let master = NameMaster::generate();
         let master_file = path.join("name-master");
-        rssh_mqtt::identity::write_secret(&master_file, master.to_base64().as_bytes()).unwrap();
+        rssh_mqtt::files::write_secret(&master_file, master.to_base64().as_bytes()).unwrap();
         let ip = loopback();
         let config_text = format!(
             r#"

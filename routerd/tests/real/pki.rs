@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
-use rssh_mqtt::identity::{write_public, write_secret};
+use rssh_mqtt::files::{write_public, write_secret};
 
 /// A certificate authority.
 pub(crate) struct Ca {

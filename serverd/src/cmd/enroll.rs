@@ -4,7 +4,7 @@
 //! Each step can be repeated, so that a command that failed half-way is simply run again.
 
 use anyhow::{Context as _, Result, bail};
-use rssh_mqtt::identity;
+use rssh_mqtt::files;
 use rssh_proto::audit::Event;
 use rssh_proto::id::random_hex;
 use rssh_proto::{RouterId, Tag, UserId};
@@ -73,7 +73,7 @@ pub(super) async fn issue(office: &Office, domain: Domain, id: &str, request: &R
         .and_then(|csr| csr.check(id).map(|()| csr))
         .with_context(|| format!("cannot use {}", request.csr.display()))?;
     let issued = office.issue(domain, id, &csr).await?;
-    Ok(identity::write_public(&request.cert_out, issued.pem.as_bytes())?)
+    Ok(files::write_public(&request.cert_out, issued.pem.as_bytes())?)
 }
 
 /// Prints a token for one identity.

@@ -1,7 +1,7 @@
 //! Installation: the authorities, the broker's configuration, and a server's own identity.
 
 use anyhow::Result;
-use rssh_mqtt::identity;
+use rssh_mqtt::{files, identity};
 use rssh_proto::ServerId;
 
 use super::enroll;
@@ -27,8 +27,8 @@ pub(super) fn ca(command: Ca) -> Result<()> {
             key_out,
         } => {
             let (issued, key) = Pki::at(&pki).issue_tls(&name, &ip)?;
-            identity::write_secret(&key_out, key.as_bytes())?;
-            identity::write_public(&cert_out, issued.pem.as_bytes())?;
+            files::write_secret(&key_out, key.as_bytes())?;
+            files::write_public(&cert_out, issued.pem.as_bytes())?;
         }
     }
     Ok(())
@@ -55,8 +55,8 @@ pub(super) fn broker(command: &Broker) -> Result<()> {
 
 /// Leaves what root made to the account of the daemon.
 pub(super) fn hand_over(config: &Config) -> Result<()> {
-    identity::hand_over(&config.state_dir)?;
-    Ok(identity::hand_over(&config.sshd.dir)?)
+    files::hand_over(&config.state_dir)?;
+    Ok(files::hand_over(&config.sshd.dir)?)
 }
 
 pub(crate) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> {
@@ -79,7 +79,7 @@ pub(crate) async fn server(config: &Config, id: Option<ServerId>) -> Result<()> 
         identity::request_certificate(id.as_str(), &files.key, &request)?;
         let request = CertificateRequest::read(&request)?;
         let issued = office.pki.issue_https(id.as_str(), &https.url.host(), &request)?;
-        identity::write_public(&files.cert, issued.pem.as_bytes())?;
+        files::write_public(&files.cert, issued.pem.as_bytes())?;
     }
     home.keep_name_key(&office.pki.masters().read(clock::now())?.key(&id))?;
     let host_key = sshd::public_host_key(config)?;

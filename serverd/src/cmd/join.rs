@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use rssh_mqtt::ask;
 use rssh_mqtt::https::Client;
-use rssh_mqtt::identity;
+use rssh_mqtt::{files, identity};
 use rssh_proto::enrolment::{EnrolServer, ServerEnrolled};
 use rssh_proto::{HostPort, HttpsUrl};
 
@@ -35,8 +35,8 @@ pub(super) async fn run(
     pki::keep_trust(&config.trust(), &enrolled.trust)?;
     let key = enrolled.name_key.parse().context("the name key that came is none")?;
     home.keep_name_key(&key)?;
-    identity::write_public(&files.cert, enrolled.certificate.as_bytes())?;
-    identity::write_public(&https.cert, enrolled.https_certificate.as_bytes())?;
+    files::write_public(&files.cert, enrolled.certificate.as_bytes())?;
+    files::write_public(&https.cert, enrolled.https_certificate.as_bytes())?;
     sshd::keep_host_certificate(config, &enrolled.host_certificate)?;
     sshd::render(config)?;
     hand_over(config)?;

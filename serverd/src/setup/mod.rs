@@ -15,7 +15,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rssh_mqtt::identity;
 use rssh_proto::name::ProxyDomain;
 use rssh_proto::{RouterId, ServerId};
 use x509_parser::pem::parse_x509_pem;
@@ -160,7 +159,7 @@ fn authorities(machine: &mut Machine) -> Result<()> {
         return Ok(());
     }
     Pki::at(dir).init(sshd::HOST_ALIAS)?;
-    Ok(identity::hand_over(dir)?)
+    Ok(rssh_mqtt::files::hand_over(dir)?)
 }
 
 /// The broker: its certificate, its configuration, its unit.
@@ -173,8 +172,8 @@ fn broker(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
     let pki = Pki::at(Path::new(PKI));
     if renewed {
         let (issued, secret) = pki.issue_tls(&[wanted.domain.to_string()], &[])?;
-        identity::write_secret(&key, secret.as_bytes())?;
-        identity::write_public(&cert, issued.pem.as_bytes())?;
+        rssh_mqtt::files::write_secret(&key, secret.as_bytes())?;
+        rssh_mqtt::files::write_public(&cert, issued.pem.as_bytes())?;
     }
     if !dir.join("mosquitto.conf").exists()
         && machine.change("write the broker's configuration, which denies by default")
@@ -191,7 +190,7 @@ fn broker(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
         )?;
     }
     if !machine.is_dry() {
-        identity::hand_over(dir)?;
+        rssh_mqtt::files::hand_over(dir)?;
     }
     machine.unit("rssh-broker.service")?;
     if renewed {

@@ -64,7 +64,7 @@ fn certificate(wanted: &Wanted, machine: &mut Machine, haproxy: &Path) -> Result
     )) {
         let renewal = path.exists();
         let (issued, key) = Pki::at(Path::new(PKI)).issue_tls(&names, &[])?;
-        identity::write_secret(&path, (issued.pem + &key).as_bytes())?;
+        rssh_mqtt::files::write_secret(&path, (issued.pem + &key).as_bytes())?;
         if renewal {
             machine.run(
                 "let HAProxy read its certificate",

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rssh_mqtt::identity::{self, Identity};
+use rssh_mqtt::{FileError, Identity, IdentityError, files};
 use rustls::RootCertStore;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -21,7 +21,9 @@ use crate::pki::{Domain, ca_file};
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error(transparent)]
-    Identity(#[from] identity::IdentityError),
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("the HTTPS certificate cannot be used: {0}")]
     Tls(#[from] rustls::Error),
     #[error("the authorities in {path} cannot be used: {source}")]
@@ -158,8 +160,8 @@ impl Parts {
     }
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, identity::IdentityError> {
+fn roots(path: &Path) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(identity::certificates(path)?);
+    roots.add_parsable_certificates(files::certificates(path)?);
     Ok(roots)
 }

@@ -13,7 +13,7 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _,
     ProtocolVersion, RedisError, RedisResult, TlsCertificates, Value,
 };
-use rssh_mqtt::{IdentityFiles, identity};
+use rssh_mqtt::{IdentityFiles, files};
 use tokio::task::JoinSet;
 
 use crate::url::{UrlError, hosts};
@@ -114,7 +114,7 @@ impl Redis {
         let tls = self.tls()?;
         let mut info = self.info.clone();
         if let Some(path) = &self.files.password {
-            let password = identity::read_secret(path).map_err(|error| unusable(&error))?;
+            let password = files::read_secret(path).map_err(|error| unusable(&error))?;
             let password = String::from_utf8(password).map_err(|error| unusable(&error))?;
             let settings = info.redis_settings().clone().set_password(password.trim_end());
             info = info.set_redis_settings(settings);
@@ -158,7 +158,7 @@ impl Redis {
         Ok(Some(TlsCertificates {
             client_tls: Some(ClientTlsConfig {
                 client_cert: read(cert)?,
-                client_key: identity::read_secret(key).map_err(|error| unusable(&error))?,
+                client_key: files::read_secret(key).map_err(|error| unusable(&error))?,
             }),
             root_cert: Some(read(ca)?),
         }))
