@@ -12,7 +12,7 @@ use rssh_proto::text::quoted;
 use rssh_proto::{Account, HostPort, HttpsUrl};
 use serde::Deserialize;
 
-use crate::store::Quotas;
+use crate::store::quotas::Quotas;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -409,7 +409,7 @@ impl Config {
     }
 
     fn servers_ca(&self) -> PathBuf {
-        let copy = || crate::pki::ca_file(&self.trust(), crate::pki::Domain::Servers);
+        let copy = || crate::domain::ca_file(&self.trust(), crate::domain::Domain::Servers);
         self.mqtt.ca.clone().unwrap_or_else(copy)
     }
 

@@ -13,6 +13,7 @@ pub mod control;
 pub mod daemon;
 pub mod devices;
 pub mod doctor;
+pub mod domain;
 pub mod failover;
 pub mod flood;
 pub mod home;

@@ -8,7 +8,8 @@ use rssh_proto::enrolment::{EnrolmentToken, Secret, Trust};
 
 use crate::broker::Administrator;
 use crate::config::{Admin, Config};
-use crate::pki::{CertificateRequest, Domain, Issued, Pki};
+use crate::domain::Domain;
+use crate::pki::{CertificateRequest, Issued, Pki};
 use crate::store::{Admission, Kind, Store, StoreError};
 use crate::token;
 use crate::who::Who;

@@ -21,6 +21,7 @@ use rssh_proto::text::quoted;
 
 use crate::clock::{self, UnixTime};
 use crate::config::Admin;
+use crate::domain::{Domain, ca_file};
 use crate::masters::{MasterError, MasterFiles};
 use crate::signer::{Key, Signer, SignerError};
 use crate::ssh_keygen::{self, Certify, KeygenError, PublicKey};
@@ -58,26 +59,6 @@ pub enum PkiError {
     Keygen(#[from] KeygenError),
     #[error(transparent)]
     Master(#[from] MasterError),
-}
-
-/// Which authority signs an identity: the domain it can act in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Domain {
-    Servers,
-    Devices,
-    Users,
-}
-
-impl Domain {
-    pub const ALL: [Self; 3] = [Self::Servers, Self::Devices, Self::Users];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Servers => "servers",
-            Self::Devices => "devices",
-            Self::Users => "users",
-        }
-    }
 }
 
 /// A certificate that was issued.
@@ -412,11 +393,6 @@ impl Pki {
     fn ca_key(&self, domain: Domain) -> PathBuf {
         self.dir.join(format!("{}-ca.key", domain.name()))
     }
-}
-
-/// The certificate of an authority, in a directory of authorities or of their public halves.
-pub fn ca_file(dir: &Path, domain: Domain) -> PathBuf {
-    dir.join(format!("{}-ca.pem", domain.name()))
 }
 
 /// Keeps the public halves of the authorities where a server reads them.

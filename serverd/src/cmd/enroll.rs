@@ -11,8 +11,9 @@ use rssh_proto::{RouterId, Tag, UserId};
 
 use super::audit;
 use crate::args::{DeviceAdd, Offer, Request};
+use crate::domain::Domain;
 use crate::office::Office;
-use crate::pki::{CertificateRequest, Domain};
+use crate::pki::CertificateRequest;
 use crate::ssh_keygen;
 use crate::store::{Kind, NewEnrolment};
 use crate::who::Who;

@@ -15,7 +15,7 @@ mod grants;
 mod leases;
 mod openers;
 mod presence;
-mod quotas;
+pub mod quotas;
 mod revocation;
 mod routers;
 mod servers;

@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::config::Config;
-use crate::pki::{Domain, ca_file};
+use crate::domain::{Domain, ca_file};
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]

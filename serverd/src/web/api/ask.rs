@@ -13,6 +13,8 @@ use crate::local::Session;
 use crate::requests;
 use crate::server::Server;
 
+/// How long the answer to a question may take.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// After how long a request is made again with the same id: the server that took it up may have died since.
 const AGAIN: Duration = Duration::from_secs(4);
 

@@ -6,11 +6,10 @@ use rssh_proto::payload::Operation;
 use rssh_proto::{DeviceId, TunnelId};
 use serde::Deserialize;
 
-use super::ask::{Answer, ask, unexpected};
-use super::document::Refusals;
+use super::ask::{Answer, PATIENCE, ask, unexpected};
 use super::model::{Device, Devices, HostKeys};
 use super::query::{Named, Page, Query, tags};
-use super::tunnels::PATIENCE;
+use super::refusals::Refusals;
 use crate::clock;
 use crate::token::Scope;
 use crate::web::Web;

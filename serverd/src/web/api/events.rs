@@ -13,9 +13,9 @@ use rssh_proto::{TunnelId, UserId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::document::Refusals;
 use super::model::{Explained, Reached};
 use super::query::Query;
+use super::refusals::Refusals;
 use crate::requests;
 use crate::server::Server;
 use crate::token::Scope;

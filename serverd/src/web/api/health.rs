@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::document::Refusals;
+use super::refusals::Refusals;
 use crate::http;
 use crate::web::Web;
 use crate::web::problem::Problem;

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use rssh_proto::payload::{self, Operation, Rank, Request};
 
-use super::document::Refusals;
+use super::refusals::Refusals;
 use crate::local::Session;
 use crate::requests;
 use crate::token::Scope;

@@ -11,6 +11,7 @@ pub mod health;
 pub mod messages;
 pub mod model;
 pub mod query;
+pub mod refusals;
 pub mod tunnels;
 
 use axum::Router;

@@ -10,10 +10,10 @@ use rssh_proto::payload::{CloseRequest, OpenRequest, Operation, Which};
 use rssh_proto::{DeviceId, FailureKind, Target, TunnelId};
 use serde::Deserialize;
 
-use super::ask::{Answer, ask, unexpected};
-use super::document::Refusals;
+use super::ask::{Answer, PATIENCE, ask, unexpected};
 use super::model::{Closed, ClosedTunnels, Explained, Open, Share, ShareFor, Tunnel, Tunnels};
 use super::query::{Named, Page, Query, request_id};
+use super::refusals::Refusals;
 use crate::prove;
 use crate::token::Scope;
 use crate::web::Web;
@@ -21,8 +21,6 @@ use crate::web::body;
 use crate::web::caller::Caller;
 use crate::web::problem::Problem;
 
-/// How long the answer to a question may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long an open may take: below what any request may.
 const OPENS_WITHIN_MS: u32 = 15_000;
 const SHORTEST_OPEN_MS: u32 = 1_000;
