@@ -205,6 +205,17 @@ pub enum Broker {
         #[arg(long, value_name = "USER", default_value = "mosquitto")]
         user: String,
     },
+    /// Write dynamic-security.json anew from the database, for a broker that is stopped: everyone who is enrolled, and not revoked
+    Rebuild {
+        /// Where the broker has its files
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The account that mosquitto runs as
+        #[arg(long, value_name = "USER", default_value = "mosquitto")]
+        user: String,
+        #[command(flatten)]
+        at: WithConfig,
+    },
 }
 
 #[derive(Debug, Subcommand)]

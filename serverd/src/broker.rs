@@ -41,6 +41,8 @@ pub enum BrokerError {
 }
 
 const CONTROL: &str = "$CONTROL/dynamic-security/v1";
+/// The plugin's state in the broker's directory.
+const SECURITY: &str = "dynamic-security.json";
 
 /// What a rule speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -128,7 +130,7 @@ pub struct Render<'a> {
 pub fn render(pki: &Pki, to: &Render<'_>) -> Result<(), BrokerError> {
     let plugin = plugin().ok_or(BrokerError::NoPlugin)?;
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let security = absolute(&to.dir.join("dynamic-security.json"));
+    let security = absolute(&to.dir.join(SECURITY));
     let text = format!(
         "# Rendered by rssh-serverd broker render.\n\
          listener {port} {ip}\n\
@@ -165,26 +167,58 @@ pub fn render(pki: &Pki, to: &Render<'_>) -> Result<(), BrokerError> {
     give(to.key, to.user);
     files::write_public(&to.dir.join("mosquitto.conf"), text.as_bytes())?;
     if !security.exists() {
-        let state = json!({
-            "defaultACLAccess": {
-                "publishClientSend": false,
-                "publishClientReceive": true,
-                "subscribe": false,
-                "unsubscribe": true
-            },
-            "clients": [{"username": ADMIN, "roles": [{"rolename": ADMIN}]}],
-            "groups": [],
-            "roles": [{"rolename": ADMIN, "acls": [
-                may_publish("$CONTROL/dynamic-security/#"),
-                may_subscribe("$CONTROL/dynamic-security/#"),
-                // What comes from $CONTROL needs leave of its own; the default does not cover it.
-                allow(Access::PublishClientReceive, "$CONTROL/dynamic-security/#"),
-            ]}]
-        });
-        files::write_secret(&security, format!("{state:#}\n").as_bytes())?;
-        give(&security, to.user);
+        write_security(&security, &[], to.user)?;
     }
     Ok(())
+}
+
+/// Writes `dynamic-security.json` anew, for a broker that is stopped: the administrator, and all these.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn rebuild(dir: &Path, clients: &[Who], user: &str) -> Result<(), BrokerError> {
+    write_security(&dir.join(SECURITY), clients, user)
+}
+
+fn write_security(path: &Path, clients: &[Who], user: &str) -> Result<(), BrokerError> {
+    files::write_secret(path, format!("{:#}\n", security(clients)).as_bytes())?;
+    give(path, user);
+    Ok(())
+}
+
+/// The plugin's state: what is denied to all, who there is, and what each of them may do.
+fn security(clients: &[Who]) -> serde_json::Value {
+    let administrates = [
+        may_publish("$CONTROL/dynamic-security/#"),
+        may_subscribe("$CONTROL/dynamic-security/#"),
+        // What comes from $CONTROL needs leave of its own; the default does not cover it.
+        allow(Access::PublishClientReceive, "$CONTROL/dynamic-security/#"),
+    ];
+    let known = clients.iter().map(|client| (client.name(), client.permissions()));
+    let (users, roles): (Vec<_>, Vec<_>) = std::iter::once((ADMIN, administrates.to_vec()))
+        .chain(known)
+        .map(|(name, acls)| (user(name), role(name, &acls)))
+        .unzip();
+    json!({
+        "defaultACLAccess": {
+            "publishClientSend": false,
+            "publishClientReceive": true,
+            "subscribe": false,
+            "unsubscribe": true
+        },
+        "clients": users,
+        "groups": [],
+        "roles": roles,
+    })
+}
+
+/// An identity as the plugin has it; its role has its name.
+fn user(name: &str) -> serde_json::Value {
+    json!({"username": name, "roles": [{"rolename": name}]})
+}
+
+fn role(name: &str, acls: &[Acl]) -> serde_json::Value {
+    json!({"rolename": name, "acls": acls})
 }
 
 /// Hands a file to mosquitto's account, which reads or rewrites it; where there is no such account mosquitto runs as us.
@@ -270,10 +304,9 @@ impl Administrator {
     /// # Errors
     /// When the broker does not answer or refuses.
     pub async fn admit(&mut self, client: &Who) -> Result<(), BrokerError> {
-        let role = json!({"rolename": client.name(), "acls": client.permissions()});
-        let user = json!({"username": client.name(), "roles": [{"rolename": client.name()}]});
-        self.put(client, "Role", role).await?;
-        self.put(client, "Client", user).await
+        self.put(client, "Role", role(client.name(), &client.permissions()))
+            .await?;
+        self.put(client, "Client", user(client.name())).await
     }
 
     /// Shuts an identity out at once: its connections are ended.

@@ -1,5 +1,6 @@
 //! Who there is: devices, users, servers and routers, of which no two share a name.
 
+use rssh_proto::id::IdError;
 use rssh_proto::{DeviceId, RouterId, ServerId, UserId};
 
 use crate::store::Kind;
@@ -14,6 +15,19 @@ pub enum Who {
 }
 
 impl Who {
+    /// The identity of a kind by its name.
+    ///
+    /// # Errors
+    /// When no identity of that kind can have the name.
+    pub fn new(kind: Kind, name: &str) -> Result<Self, IdError> {
+        Ok(match kind {
+            Kind::Device => Self::Device(name.parse()?),
+            Kind::User => Self::User(name.parse()?),
+            Kind::Server => Self::Server(name.parse()?),
+            Kind::Router => Self::Router(name.parse()?),
+        })
+    }
+
     /// What it is.
     pub const fn kind(&self) -> Kind {
         match self {

@@ -170,3 +170,32 @@ pub fn end_of(lab: &Lab, certificate: &str) -> u64 {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.trim().parse().unwrap_or_else(|_| panic!("{}", all_of(&output)))
 }
+
+/// The first block of commands below a heading of a page in docs/, as readers see it.
+#[track_caller]
+pub fn commands(page: &str, heading: &str) -> String {
+    block(page, heading, "sh", 1)
+}
+
+/// The `n`th block in a language below a heading of a page in docs/.
+#[track_caller]
+pub fn block(page: &str, heading: &str, language: &str, n: usize) -> String {
+    let path = format!("{}/../docs/{page}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut lines = text
+        .lines()
+        .skip_while(|line| line.trim_start_matches('#').trim() != heading || !line.starts_with('#'));
+    assert!(lines.next().is_some(), "{page} has no heading {heading:?}");
+    let fence = format!("```{language}");
+    for _ in 1..n {
+        lines.find(|line| **line == fence);
+    }
+    assert!(
+        lines.any(|line| line == fence),
+        "{page} has no block {n} of {language} below {heading:?}"
+    );
+    lines
+        .take_while(|line| *line != "```")
+        .flat_map(|line| [line, "\n"])
+        .collect()
+}

@@ -14,7 +14,7 @@ use crate::home::Home;
 use crate::office::Office;
 use crate::pki::{self, CertificateRequest, Pki};
 use crate::sshd;
-use crate::store::Kind;
+use crate::store::{Kind, Store};
 use crate::who::Who;
 
 pub(super) fn ca(command: Ca) -> Result<()> {
@@ -35,23 +35,33 @@ pub(super) fn ca(command: Ca) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn broker(command: &Broker) -> Result<()> {
-    let Broker::Render {
-        pki,
-        listen,
-        cert,
-        key,
-        dir,
-        user,
-    } = command;
-    let to = broker::Render {
-        dir,
-        listen: *listen,
-        cert,
-        key,
-        user,
-    };
-    Ok(broker::render(&Pki::at(pki), &to)?)
+pub(super) async fn broker(command: &Broker) -> Result<()> {
+    match command {
+        Broker::Render {
+            pki,
+            listen,
+            cert,
+            key,
+            dir,
+            user,
+        } => {
+            let to = broker::Render {
+                dir,
+                listen: *listen,
+                cert,
+                key,
+                user,
+            };
+            broker::render(&Pki::at(pki), &to)?;
+        }
+        Broker::Rebuild { dir, user, at } => {
+            let store = Store::new(&Config::load(&at.config)?.database)?;
+            let enrolled = store.enrolled().await?;
+            broker::rebuild(dir, &enrolled, user)?;
+            println!("{} identities; start the broker", enrolled.len());
+        }
+    }
+    Ok(())
 }
 
 /// Leaves what root made to the account of the daemon.

@@ -40,7 +40,7 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Migrate(at) => Ok(Store::new(&Config::load(&at.config)?.database)?.migrate().await?),
         Command::Ca(command) => install::ca(command),
         Command::Names(command) => names::run(command).await,
-        Command::Broker(command) => install::broker(&command),
+        Command::Broker(command) => install::broker(&command).await,
         Command::Server(Server::Init { at, id }) => install::server(&Config::load(&at.config)?, id).await,
         Command::Sshd(Sshd::Nodelay(at)) => Ok(crate::sshd::nodelay(&Config::load(&at.config)?.sshd)?),
         Command::Server(Server::Add { id, at, offer }) => {

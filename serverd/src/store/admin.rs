@@ -6,6 +6,7 @@ use sqlx::postgres::PgQueryResult;
 use super::{Store, StoreError};
 use crate::pki::{ADMIN, Issued};
 use crate::ssh_keygen::PublicKey;
+use crate::who::Who;
 
 /// What an identity is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +130,44 @@ impl Store {
             Ok(())
         })
         .await
+    }
+}
+
+/// How many names are read at once: a statement has little time.
+const PAGE: i64 = 5000;
+
+impl Store {
+    /// Everyone who has ever had a certificate and is not revoked, by name.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn enrolled(&self) -> Result<Vec<Who>, StoreError> {
+        let mut all = Vec::new();
+        let mut last = String::new();
+        loop {
+            let page: Vec<(String, String)> = self
+                .within(async {
+                    Ok(sqlx::query_as(
+                        "SELECT i.kind, i.name FROM identities i
+                         WHERE i.name > $1 AND i.revoked_at IS NULL
+                           AND EXISTS (SELECT FROM certificates c WHERE c.name = i.name)
+                         ORDER BY i.name LIMIT $2",
+                    )
+                    .bind(&last)
+                    .bind(PAGE)
+                    .fetch_all(&self.pool)
+                    .await?)
+                })
+                .await?;
+            let Some((_, name)) = page.last() else {
+                return Ok(all);
+            };
+            last.clone_from(name);
+            for (kind, name) in page {
+                let who = Kind::from_name(&kind).and_then(|kind| Who::new(kind, &name).ok());
+                all.push(who.ok_or_else(|| StoreError::value("an identity", format!("{kind} {name}")))?);
+            }
+        }
     }
 }
 
