@@ -1,15 +1,18 @@
 //! The loop: takes what the sources say, asks the pure core, writes the files, tells HAProxy.
 
+mod hear;
+mod reconcile;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rssh_mqtt::renewal::{self, Renewable};
-use rssh_mqtt::{Dial, Event, IdentityFiles, Message, Publish, Session, Settings, Will};
+use rssh_mqtt::{Dial, IdentityFiles, Publish, Session, Settings, Will};
 use rssh_proto::enrolment::Renew;
-use rssh_proto::payload::{Presence, RouterStatus, ServerState, ServerStatus, V1};
+use rssh_proto::payload::{Presence, RouterStatus, V1};
 use rssh_proto::topic::{Topic, filter};
 use rssh_proto::{HttpsUrl, ServerId, payload};
 use rssh_stores::Postgres;
@@ -22,10 +25,10 @@ use crate::files::Files;
 use crate::log;
 use crate::masters;
 use crate::metrics::{self, Metrics};
-use crate::plan::{Actual, Command, plan};
-use crate::route::{Desired, Local, Map, Routes, Rows, Source};
-use crate::runtime::{Outcome, Runtime};
-use crate::source::{self, Led, Reading, Shared};
+use crate::plan::Actual;
+use crate::route::{Local, Routes};
+use crate::runtime::Runtime;
+use crate::source::{self, Shared};
 use crate::state::State;
 use crate::verify::Verifier;
 
@@ -214,31 +217,7 @@ fn status(presence: Presence) -> RouterStatus {
     }
 }
 
-/// Where users are to be led.
-fn leads(desired: &Desired) -> Led {
-    desired.maps.get(&Map::Addresses).map(led).unwrap_or_default()
-}
-
-fn led(rows: &Rows) -> Led {
-    let parsed = rows
-        .iter()
-        .filter_map(|(server, address)| Some((server.parse().ok()?, address.parse().ok()?)));
-    parsed.collect()
-}
-
 impl Daemon {
-    /// Starts from the last good registry.
-    fn restore(&mut self) -> anyhow::Result<()> {
-        let Some(entries) = self.state.load()? else {
-            return Ok(());
-        };
-        self.settled = true;
-        for (server, text) in entries {
-            self.take_entry(&server, &text, Source::Database);
-        }
-        Ok(())
-    }
-
     /// Tells a fault once, until it is over or another.
     fn fault(&mut self, what: &'static str, fault: Option<String>) {
         self.metrics.fault(what, fault.is_some());
@@ -256,117 +235,6 @@ impl Daemon {
         }
     }
 
-    fn take_reading(&mut self, reading: Reading) {
-        match reading {
-            Reading::Redis(entries) => {
-                self.heard.0 = true;
-                self.metrics.read(Source::Redis);
-                self.fault("redis", None);
-                for (server, text) in &entries {
-                    self.take_entry(server, text, Source::Redis);
-                }
-                self.routes
-                    .handle_redis(&entries.into_iter().map(|(server, _)| server).collect());
-            }
-            Reading::Changed(server, text) => {
-                let new = !self.routes.knows(&server);
-                self.take_entry(&server, &text, Source::Redis);
-                if new && self.routes.knows(&server) {
-                    self.shared.look.notify_one();
-                }
-            }
-            Reading::Database { rows, known_before } => {
-                self.heard.1 = true;
-                self.settled = true;
-                self.looks += 1;
-                self.metrics.read(Source::Database);
-                self.fault("postgresql", None);
-                let (rows, entries): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-                // First who is lost: an entry of a lost server is not news.
-                self.routes.handle_database(&rows, &known_before);
-                for (row, entry) in rows.iter().zip(entries) {
-                    if let (false, Some(text)) = (row.lost, entry) {
-                        self.take_entry(&row.server, &text, Source::Database);
-                    }
-                }
-            }
-            Reading::Revoked(Ok(users)) => {
-                if users != self.local.revoked {
-                    tracing::info!(count = users.len(), "users that are revoked");
-                }
-                self.fault("revocations", None);
-                self.local.revoked = users;
-            }
-            Reading::Revoked(Err(reason)) => {
-                let fault = format!("what was revoked before stays so: {reason}");
-                self.fault("revocations", Some(fault));
-            }
-            Reading::Away { source, reason } => {
-                self.routes.handle_away(source);
-                let what = match source {
-                    Source::Redis => {
-                        self.heard.0 = true;
-                        "redis"
-                    }
-                    Source::Database => {
-                        self.heard.1 = true;
-                        "postgresql"
-                    }
-                };
-                self.fault(what, Some(format!("away, the last good routes stay: {reason}")));
-            }
-        }
-        self.shared.set_known(self.routes.known());
-    }
-
-    fn take_entry(&mut self, server: &ServerId, text: &str, source: Source) {
-        match self.verifier.verify(server, text, SystemTime::now()) {
-            Ok(verified) => {
-                self.refused.remove(server);
-                self.routes.handle_registration(verified, source);
-            }
-            Err(error) => {
-                let total = self.metrics.refused.inc() + 1;
-                let reason = error.to_string();
-                if self.refused.get(server) != Some(&reason) {
-                    tracing::warn!(%server, ?source, total, "registration refused: {reason}");
-                    self.refused.insert(server.clone(), reason);
-                }
-            }
-        }
-    }
-
-    fn take_event(&mut self, event: Event) {
-        match event {
-            Event::Up => {
-                self.metrics.connects.inc();
-                self.fault("mqtt", None);
-                self.published = None;
-            }
-            Event::Down(down) => self.fault("mqtt", Some(down.to_string())),
-            Event::Message(message) => self.take_message(&message),
-        }
-    }
-
-    fn take_message(&mut self, message: &Message) {
-        let Some(Topic::ServerStatus(server)) = Topic::parse(&message.topic) else {
-            return;
-        };
-        // An empty one takes a retained status back; it says nothing about the server.
-        if message.payload.is_empty() {
-            return;
-        }
-        match payload::decode::<ServerStatus>(&message.payload) {
-            Ok(status) => {
-                if status.state != ServerState::Serving {
-                    tracing::info!(%server, state = ?status.state, generation = %status.generation, "server says");
-                }
-                self.routes.handle_status(&server, &status);
-            }
-            Err(error) => tracing::warn!(%server, "status dropped: {error}"),
-        }
-    }
-
     async fn tick(&mut self) {
         self.read_local();
         let worker = self.runtime.worker().await.ok();
@@ -376,28 +244,6 @@ impl Daemon {
         if Instant::now() >= self.reconcile_at {
             self.actual = None;
         }
-    }
-
-    /// Reads what comes from files: keys being changed, revocations.
-    fn read_local(&mut self) {
-        let masters = self.config.masters().map(|(master, previous)| {
-            self.local.master = master;
-            self.local.previous = previous;
-        });
-        self.fault(
-            "name-master",
-            masters.err().map(|error| format!("the keys before stay: {error}")),
-        );
-        let revoked = self.files.revoked().map(|(users, serials)| {
-            self.local.revoked_users = users;
-            self.local.revoked_serials = serials;
-        });
-        self.fault(
-            "revoked",
-            revoked
-                .err()
-                .map(|error| format!("what was revoked before stays so: {error}")),
-        );
     }
 
     /// Makes files and HAProxy equal to what is known.
@@ -419,106 +265,6 @@ impl Daemon {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             tracing::info!(router = %self.config.router, servers = self.routes.known().len(), "ready");
         }
-    }
-
-    async fn reconcile(&mut self) -> anyhow::Result<()> {
-        let desired = self.routes.desired(&self.local);
-        let conflicts: Vec<String> = self
-            .routes
-            .conflicts()
-            .into_iter()
-            .map(|(server, holder)| format!("{server} is not routed: its address is {holder}'s"))
-            .collect();
-        self.fault("addresses", (!conflicts.is_empty()).then(|| conflicts.join("; ")));
-        if let Some(actual) = &self.actual {
-            let commands = plan(&desired, actual);
-            if commands.iter().all(|command| command.can_wait(actual)) {
-                return self.publish(&desired);
-            }
-        }
-        // Files first: whatever happens to HAProxy from here on, it starts from them.
-        self.files.write(&desired)?;
-        self.state.save(&self.routes)?;
-        if self.actual.is_none() {
-            self.worker = Some(self.runtime.worker().await?);
-            self.actual = Some(self.runtime.actual().await?);
-            self.reconcile_at = Instant::now() + self.config.registry.reconcile.duration();
-        }
-        // First what may come, then what is: whoever reads it misses no route.
-        let mut led = leads(&desired);
-        led.extend(self.led_now());
-        self.shared.set_led(led);
-        if self.tell(&desired).await? {
-            self.map_generation += 1;
-        }
-        self.shared.set_led(self.led_now());
-        self.publish(&desired)
-    }
-
-    /// Where HAProxy leads users now, as far as is known.
-    fn led_now(&self) -> Led {
-        let rows = self.actual.as_ref().and_then(|actual| actual.maps.get(&Map::Addresses));
-        rows.map(|rows| led(&rows.rows)).unwrap_or_default()
-    }
-
-    /// Tells HAProxy what is missing. Returns whether there was anything.
-    async fn tell(&mut self, desired: &Desired) -> anyhow::Result<bool> {
-        let Some(actual) = &mut self.actual else {
-            return Ok(false);
-        };
-        let mut changed = false;
-        for command in plan(desired, actual) {
-            match self.runtime.execute(&command).await? {
-                Outcome::Done => {
-                    if command.can_wait(actual) {
-                        tracing::debug!("haproxy: {command:?}");
-                    } else {
-                        tracing::info!("haproxy: {command:?}");
-                    }
-                    actual.apply(&command);
-                    changed = true;
-                }
-                Outcome::InUse => {
-                    if let Command::ServerDelete(name) = &command {
-                        tracing::debug!(name, "still carries connections");
-                        actual.still_leaving(name);
-                    }
-                }
-            }
-        }
-        Ok(changed)
-    }
-
-    /// Publishes our status when it has changed.
-    fn publish(&mut self, desired: &Desired) -> anyhow::Result<()> {
-        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let landing: BTreeSet<&ServerId> = desired
-            .pool
-            .iter()
-            .filter(|(_, server)| server.enabled && server.weight > 0)
-            .map(|(name, _)| &name.server)
-            .collect();
-        let status = RouterStatus {
-            v: V1,
-            presence: Presence::Online,
-            map_generation: self.map_generation,
-            routed: count(desired.maps.get(&Map::Addresses).map_or(0, BTreeMap::len)),
-            landing: count(landing.len()),
-            stale: self.routes.is_stale(),
-        };
-        self.metrics.reconciled(&status);
-        // One that could not be sent is sent by the next pass.
-        if self.published.as_ref() != Some(&status) && self.send(&status).is_ok() {
-            self.published = Some(status);
-        }
-        Ok(())
-    }
-
-    fn send(&self, status: &RouterStatus) -> Result<(), rssh_mqtt::PublishError> {
-        let topic = Topic::RouterStatus(self.config.router.clone());
-        self.session
-            .send(Publish::new(topic, payload::encode(status)).retained())
-            .map(drop)
     }
 
     /// Says goodbye: a session that ends well publishes no will.

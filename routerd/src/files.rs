@@ -9,8 +9,8 @@ use std::str::FromStr;
 use rssh_mqtt::{FileError, files};
 
 use crate::config::HaproxyConfig;
+use crate::desired::{Desired, Map, Serial};
 use crate::render::{self, TemplateError};
-use crate::route::{Desired, Map, Serial};
 
 /// Why the files could not be written.
 #[derive(Debug, thiserror::Error)]

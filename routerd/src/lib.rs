@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod desired;
 pub mod doctor;
 pub mod files;
 pub mod join;

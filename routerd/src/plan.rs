@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use crate::route::{Desired, Map, PoolName, PoolServer, Rows};
+use crate::desired::{Desired, Map, PoolName, PoolServer, Rows};
 
 /// A server of the pool as HAProxy has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use crate::config::{HaproxyConfig, Limits, PlainPath};
-use crate::route::{Desired, Map, Pool, PoolName, PoolServer, Rows};
+use crate::desired::{Desired, Map, Pool, PoolName, PoolServer, Rows};
 
 /// The template; it can be read on its own.
 pub const TEMPLATE: &str = include_str!("../../haproxy/haproxy.cfg.tmpl");

@@ -15,9 +15,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::config::{HaproxyConfig, Limits};
+use crate::desired::{Map, Pool, Rows};
 use crate::plan::{Actual, ActualRows, ActualServer, Command};
 use crate::render::{map_path, server_settings};
-use crate::route::{Map, Pool, Rows};
 
 /// How long HAProxy may take for one command.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -150,7 +150,7 @@ mod tests {
     use rssh_proto::finding::Status;
 
     use super::*;
-    use crate::route::Map;
+    use crate::desired::Map;
 
     /// Asserts what a finding is, and that its remedy has these words.
     #[track_caller]
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_map_that_differs_is_named_without_what_is_secret_in_it() {
         let weight = Command::ServerWeight(
-            crate::route::PoolName {
+            crate::desired::PoolName {
                 server: "s1".parse().unwrap(),
                 index: Some(0),
             },

@@ -15,10 +15,11 @@ use rssh_stores::Postgres;
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
+use crate::desired::{Desired, Map};
 use crate::files::Files;
 use crate::plan::{Command, plan};
 use crate::render;
-use crate::route::{Desired, Local, Map, Routes, Row, Source};
+use crate::route::{Local, Routes, Row, Source};
 use crate::runtime::Runtime;
 use crate::source;
 use crate::verify::Verifier;

@@ -13,7 +13,7 @@ use rssh_proto::payload::{self, Presence, RouterStatus, ServerState, ServerStatu
 use rssh_proto::registration::{REDIS_CHANNEL, Registration, SignedRegistration, redis_key};
 use rssh_proto::topic::Topic;
 use rssh_proto::{Generation, InstanceId};
-use rssh_routerd::route::Map;
+use rssh_routerd::desired::Map;
 
 use crate::front::{Front, Got};
 use crate::parts::{Part, banner, free, greeter, health, loopback, postgres, redis, sql, until};

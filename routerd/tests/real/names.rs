@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use ring::hmac;
+use rssh_routerd::desired::{Desired, Map, Rows};
 use rssh_routerd::plan;
-use rssh_routerd::route::{Desired, Map, Rows};
 
 use crate::front::{Front, Got, unix_now};
 use crate::parts::{banner, free, greeter, loopback, until};

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use rssh_proto::ServerId;
+use rssh_routerd::desired::{Desired, Map, PoolName, PoolServer, Rows};
 use rssh_routerd::plan::{Actual, plan};
 use rssh_routerd::render;
-use rssh_routerd::route::{Desired, Map, PoolName, PoolServer, Rows};
 use rssh_routerd::runtime::{Outcome, RuntimeError};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;

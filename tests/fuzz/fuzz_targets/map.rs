@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use rssh_proto::UserId;
 use rssh_routerd::render;
-use rssh_routerd::route::{Rows, Serial};
+use rssh_routerd::desired::{Rows, Serial};
 
 fuzz_target!(|text: &str| {
     let mut rows = Rows::new();
