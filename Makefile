@@ -7,6 +7,7 @@ help:
 	@echo 'make demo          open one tunnel from end to end, show each stage, tear down (KEEP=1: leave it running)'
 	@echo 'make test          formatting, lints, unit tests, and the tests on the real stack'
 	@echo 'make bench         measure against what a person would do instead (BENCH=--help lists options)'
+	@echo 'make simulate      lose servers of a fleet of a million devices, in virtual time (SIMULATE=--help)'
 	@echo 'make faults        inject one fault after another and check that the promises hold; FAULTS="--list" names them'
 	@echo 'make soak          random faults under load, for SOAK=30m or as long as you say, such as SOAK=8h'
 	@echo 'make api-test      try the HTTP API against its own OpenAPI document, with schemathesis from PyPI'
@@ -45,7 +46,15 @@ test: build
 bench: debian-packages
 	$(CARGO) build --locked --release --workspace --bins
 	$(CARGO) build --locked --profile device --package rssh-agentd
+	@# What is not there is reported as missing.
+	-@packaging/install-cargo-tools bore-cli rathole
 	@target/release/rssh-bench $(BENCH)
+
+# A million devices, in virtual time; SIMULATE=--help lists options.
+.PHONY: simulate
+simulate:
+	$(CARGO) build --locked --release --package rssh-lab --bin rssh-simulate
+	@target/release/rssh-simulate $(SIMULATE)
 
 .PHONY: faults
 faults: build

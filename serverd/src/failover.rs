@@ -101,10 +101,14 @@ async fn declare_lost(server: &Arc<Server>, lost: &ServerId, beat: Beat) {
     }
 }
 
+/// Over how long the landings of so many lost tunnels are spread.
+pub fn window(tunnels: usize) -> Duration {
+    Duration::from_secs(1) * u32::try_from(tunnels / LANDINGS_PER_S).unwrap_or(u32::MAX)
+}
+
 /// Asks the devices of lost tunnels to land again, spread over as long as the landings take.
 async fn bring_back(server: &Arc<Server>, tunnels: &[Tunnel]) {
-    let window = Duration::from_secs(1) * u32::try_from(tunnels.len() / LANDINGS_PER_S).unwrap_or(u32::MAX);
-    let jitter_ms = u32::try_from(window.as_millis()).unwrap_or(u32::MAX);
+    let jitter_ms = u32::try_from(window(tunnels.len()).as_millis()).unwrap_or(u32::MAX);
     for tunnel in tunnels {
         let Some(order) = requests::open_order(server, tunnel, jitter_ms) else {
             continue;

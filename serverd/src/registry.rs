@@ -52,7 +52,11 @@ impl Signer {
         Ok(Self { key, renewable })
     }
 
-    fn sign(&self, registration: &Registration) -> Result<String, RegistryError> {
+    /// Signs what a server says of itself.
+    ///
+    /// # Errors
+    /// When the key does not sign.
+    pub fn sign(&self, registration: &Registration) -> Result<String, RegistryError> {
         let body = serde_json::to_string(registration).map_err(|_| RegistryError::Key)?;
         let random = ring::rand::SystemRandom::new();
         let signature = self

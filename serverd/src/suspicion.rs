@@ -5,7 +5,7 @@
 //! not enough: after a freeze of the database, for one, every heartbeat is old, and the first server to wake would
 //! sweep the whole fleet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use rssh_proto::{Generation, ServerId};
@@ -47,8 +47,8 @@ impl Suspicion {
     /// The database has answered with these heartbeats. Returns the servers whose health is to be checked now: they
     /// have been silent for long enough, or will have been by the end of the check.
     pub fn handle_beats(&mut self, beats: &[(ServerId, Beat)], now: Instant) -> Vec<ServerId> {
-        self.watched
-            .retain(|id, _| beats.iter().any(|(beating, _)| beating == id));
+        let beating: HashSet<&ServerId> = beats.iter().map(|(id, _)| id).collect();
+        self.watched.retain(|id, _| beating.contains(id));
         let mut silent = Vec::new();
         for (id, beat) in beats {
             let fresh = Watched {

@@ -278,7 +278,7 @@ impl Lab {
         let is_agent = |component: &&Component| component.name.starts_with("agentd-");
         self.ask_to_end(components.iter().filter(is_agent));
         self.ask_to_end(components.iter().filter(|component| !is_agent(component)));
-        let ended = process::wait(Duration::from_secs(10), || {
+        let ended = process::wait(Duration::from_secs(60), || {
             let left = self.processes();
             for process in &left {
                 process.signal(Signal::SIGKILL).ok();
@@ -326,6 +326,16 @@ impl Lab {
             }
         }
         Ok(fs::remove_file(facts_file(&self.root))?)
+    }
+
+    /// Ends a lab of one's own now, its logs too, and says whether that went well.
+    ///
+    /// # Errors
+    /// See [`Lab::down`].
+    pub fn take_down(mut self) -> Result<()> {
+        self.owned = false;
+        self.down()?;
+        Ok(fs::remove_dir_all(&*self.root)?)
     }
 
     /// Asks components to end, and waits for a while.

@@ -26,6 +26,7 @@ pub mod record;
 pub mod root;
 pub mod run;
 pub mod setup;
+pub mod simulate;
 pub mod table;
 pub mod testing;
 

@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use anyhow::{Context as _, Result};
 
@@ -26,14 +27,15 @@ pub const PORTS: [u16; 2] = [2300, 2301];
 /// Where forwards listen: an address that no server of the lab has.
 pub const FORWARD: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 200, 1), 20000);
 
-/// What is different in the sshd's configuration.
-const REPLACED: [&str; 6] = [
+/// What is different in the sshd's configuration; how long a login may take is as by default, since nobody holds a port.
+const REPLACED: [&str; 7] = [
     "ListenAddress",
     "PidFile",
     "AuthorizedKeysFile",
     "AuthorizedKeysCommand",
     "AuthorizedKeysCommandUser",
     "PermitListen",
+    "LoginGraceTime",
 ];
 
 /// How the hand-run ssh is set up.
@@ -53,20 +55,19 @@ impl Client {
     }
 }
 
-/// The sshd of the person, and how one of the lab's devices reaches it.
+/// The sshd of the person, and how the lab's devices reach it.
 #[derive(Debug)]
 pub struct ByHand {
-    device: u32,
     /// The agent's key exchange and ciphers, as options.
     equal: Vec<String>,
 }
 
 impl ByHand {
-    /// Starts the sshd and prepares a device for it.
+    /// Starts the sshd and prepares devices for it.
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn start(lab: &Lab, device: u32) -> Result<Self> {
+    pub fn start(lab: &Lab, devices: RangeInclusive<u32>) -> Result<Self> {
         let root = lab.dir();
         let server = Place::Server(SERVER);
         let below = server.owner_dir();
@@ -75,31 +76,42 @@ impl ByHand {
         let lab_number = uuid::Uuid::new_v4().as_u64_pair().0 as u16;
         accounts::write(root, &server, accounts::tunnels_uid(lab_number, SERVER))?;
 
-        let device_dir = root.join(format!("devices/{}", device_name(device)));
+        let device_dir = |device| root.join(format!("devices/{}", device_name(device)));
         let (address, port) = FORWARD;
-        let key = files::read(&device_dir.join("state/ssh_key.pub"))?;
-        files::write(
-            &dir.join("authorized_keys"),
-            format!("restrict,port-forwarding,permitlisten=\"{address}:{port}\" {key}"),
-        )?;
+        let mut keys = String::new();
+        for device in devices.clone() {
+            let key = files::read(&device_dir(device).join("state/ssh_key.pub"))?;
+            keys += &format!(
+                "restrict,port-forwarding,permitlisten=\"{address}:{port}\" {}\n",
+                key.trim_end()
+            );
+        }
+        files::write(&dir.join("authorized_keys"), keys)?;
         for (name, port) in SSHDS.into_iter().zip(PORTS) {
             start_sshd(lab, &server, name, port)?;
         }
 
         // The person has been there before.
         let host_key = files::read(&root.join("servers/s1/sshd/ssh_host_ed25519_key.pub"))?;
-        let known = PORTS.map(|port| format!("[{LB}]:{port} {host_key}"));
-        files::write(&device_dir.join("known_by_hand"), known.concat())?;
-        let agents = files::read(&device_dir.join("state/run/ssh_config"))?;
+        let known = PORTS.map(|port| format!("[{LB}]:{port} {host_key}")).concat();
+        for device in devices.clone() {
+            files::write(&device_dir(device).join("known_by_hand"), &known)?;
+        }
+        let agents = files::read(&device_dir(*devices.start()).join("state/run/ssh_config"))?;
         Ok(Self {
-            device,
             equal: equal_options(&agents).context("the agent's ssh_config has no key exchange and ciphers")?,
         })
     }
 
     /// The command, which returns once the forward is there and stays in the background.
-    pub fn command(&self, client: Client, lab: &Lab, to: &str) -> Vec<String> {
-        let dir = lab.dir().inside(format_args!("devices/{}", device_name(self.device)));
+    pub fn command(&self, device: u32, client: Client, lab: &Lab, to: &str) -> Vec<String> {
+        let forward = ["-R".to_owned(), format!("{}:{to}", socket(FORWARD.0, FORWARD.1))];
+        self.login(device, client, lab, forward)
+    }
+
+    /// A command that logs in, with more options, and stays in the background.
+    pub fn login(&self, device: u32, client: Client, lab: &Lab, more: impl IntoIterator<Item = String>) -> Vec<String> {
+        let dir = lab.dir().inside(format_args!("devices/{}", device_name(device)));
         let mut words: Vec<String> = ["ssh", "-f", "-N"].map(str::to_owned).into();
         for option in [
             "ExitOnForwardFailure=yes",
@@ -114,7 +126,7 @@ impl ByHand {
         }
         words.extend(["-i".to_owned(), format!("{dir}/state/ssh_key")]);
         words.extend(["-p".to_owned(), client.port().to_string()]);
-        words.extend(["-R".to_owned(), format!("{}:{to}", socket(FORWARD.0, FORWARD.1))]);
+        words.extend(more);
         words.push(format!("{TUNNEL_ACCOUNT}@{LB}"));
         words
     }

@@ -1,19 +1,20 @@
 //! What an idle agent takes of a device: memory, disk, and traffic.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::byhand::Client;
+use super::memory;
 use super::results::{Figure, Reach};
 use super::rig::{BUSY, IDLE, Rig};
 use super::stats::median;
 use crate::component::{Component, Record};
 use crate::place::Place;
 use crate::process::Process;
-use crate::{Action, Lab, files, process};
+use crate::{Action, Lab, process};
 
 /// Bytes of an Ethernet header, which the interface counts and an operator of a network does not.
 const ETHERNET: u64 = 14;
@@ -53,16 +54,6 @@ fn ip_traffic(lab: &Lab, device: u32) -> Result<u64> {
         .filter(|(name, _)| matches!(*name, "InOctets" | "OutOctets"))
         .filter_map(|(_, value)| value.parse::<u64>().ok())
         .sum())
-}
-
-/// Proportional set size: what a process has alone, and its share of what it has with others (proc(5)).
-fn pss_mib(process: Process) -> Result<f64> {
-    let text = files::read(Path::new(&format!("/proc/{}/smaps_rollup", process.pid)))?;
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"))
-        .context("smaps_rollup has no Pss")?;
-    Ok(kib.trim().parse::<f64>()? / 1024.0)
 }
 
 /// The agent as devices get it, when it is built.
@@ -114,7 +105,7 @@ impl Idle {
 /// When the agent cannot be looked at.
 pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
     let agent = Record::read(rig.lab.dir(), &format!("agentd-{IDLE}")).context("the device has no agent")?;
-    let pss = pss_mib(agent.process)?;
+    let pss = memory::pss(agent.process)? / MIB;
     let release = rig.lab.programs().path("rssh-agentd");
     let binary = rig.idle.packaged.clone().unwrap_or(release);
     let size = fs::metadata(&binary)?.len() as f64 / MIB;
@@ -123,7 +114,7 @@ pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
     rig.settle()?;
     rig.open_by_hand(Client::Default, "localhost:22")?;
     let by_hand = background(&rig.lab, BUSY).context("the hand-run ssh is gone")?;
-    let ssh_pss = pss_mib(by_hand)?;
+    let ssh_pss = memory::pss(by_hand)? / MIB;
     rig.close_by_hand()?;
 
     let mut opens = Vec::new();

@@ -13,6 +13,7 @@ use rssh_serverd::process::Process;
 use rssh_serverd::store::{ClaimOutcome, SessionMark, Store};
 use tokio::runtime::Runtime;
 
+use super::crowd::at_once;
 use super::results::{Figure, Reach};
 use super::rig::Rig;
 use super::stats::{Pairs, quantile};
@@ -40,7 +41,9 @@ const HELD: u16 = 60_000;
 /// When a database cannot be filled, or a claim is refused.
 pub(super) fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
     let runtime = runtime()?;
+    let begin = Instant::now();
     let (nearly_empty, nearly_full) = (Fleet::fill(rig, "one", 1)?, Fleet::fill(rig, "all", 99)?);
+    let filled = begin.elapsed().as_secs_f64();
     let mut pairs = Pairs::default();
     let mut fleets = [
         (nearly_empty.open(&runtime, rig)?, Vec::new()),
@@ -55,6 +58,8 @@ pub(super) fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
         }
     }
     let [(_, empty), (full, times)] = fleets;
+    let size = psql(rig, "postgres", "SELECT pg_database_size('fleet_all') / 1073741824.0")?;
+    let size: f64 = size.trim().parse()?;
     let leased = psql(
         rig,
         &nearly_full.database,
@@ -74,7 +79,8 @@ pub(super) fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
         "us",
         &format!(
             "one claim, a free port taken and the lease committed with fsync: among {} live leases of {SERVERS} \
-             servers, against a hundredth of that; p99 {p99_full:.0} us against {p99_empty:.0} us",
+             servers, against a hundredth of that; p99 {p99_full:.0} us against {p99_empty:.0} us; the full database has \
+             {size:.1} GiB, and to fill both took {filled:.0} s",
             leased.trim()
         ),
     );
@@ -94,11 +100,10 @@ impl Fleet {
         psql("postgres", &format!("CREATE DATABASE {database} OWNER {ROLE}"))?;
         let fleet = Self { database, percent };
         runtime()?.block_on(async { anyhow::Ok(fleet.store(rig)?.migrate().await?) })?;
-        let each = u32::from(RANGE.last - RANGE.first + 1) * u32::from(percent) / 100;
-        let first = RANGE.first;
         // Rows as the product writes them. What the keys of other tables are is not looked up six million times over.
-        let statements = format!(
-            "SET session_replication_role = replica; SET synchronous_commit = off;
+        let quickly = "SET session_replication_role = replica; SET synchronous_commit = off;";
+        let known = format!(
+            "{quickly}
              INSERT INTO identities (name, kind) SELECT 'user-' || n, 'user' FROM generate_series(1, {USERS}) n;
              INSERT INTO users (id) SELECT 'user-' || n FROM generate_series(1, {USERS}) n;
              INSERT INTO identities (name, kind) SELECT 'device-' || n, 'device' FROM generate_series(1, {DEVICES}) n;
@@ -107,20 +112,31 @@ impl Fleet {
              INSERT INTO identities (name, kind) SELECT 's' || n, 'server' FROM generate_series(1, {SERVERS}) n;
              INSERT INTO servers (id, generation, state)
                  SELECT 's' || n, 1, 'serving' FROM generate_series(1, {SERVERS}) n;
-             INSERT INTO tunnels (id, user_id, device_id, target, state, epoch, server_id, port, deadline_at,
-                     answered_at, claimed_at, active_at, expires_at)
-                 SELECT ('01930000' || lpad(to_hex(s * 65536 + p), 24, '0'))::uuid, 'user-' || 1 + p % {USERS},
-                     'device-' || 1 + (p * 100 + s) % {DEVICES}, 'localhost:22', 'active', 1, 's' || s, {first} + p,
-                     now(), now(), now(), now(), now() + interval '8 hours'
-                 FROM generate_series(1, {SERVERS}) s, generate_series(0, {each} - 1) p;
-             INSERT INTO leases (server_id, port, tunnel_id, epoch, session_pid, session_start, boot_id)
-                 SELECT server_id, port, id, 1, 1000 + port, 7, 'boot' FROM tunnels;
              INSERT INTO tunnels (id, user_id, device_id, target, deadline_at, expires_at)
                  SELECT ('01940000' || lpad(to_hex(n), 24, '0'))::uuid, 'user-' || 1 + n % {USERS},
                      'device-' || 1 + n % {DEVICES}, 'localhost:80', now() + interval '8 hours', now() + interval '8 hours'
                  FROM generate_series(0, {CLAIMS} - 1) n"
         );
-        psql(&fleet.database, &statements)?;
+        psql(&fleet.database, &known)?;
+        let each = u32::from(RANGE.last - RANGE.first + 1) * u32::from(percent) / 100;
+        let first = RANGE.first;
+        // Two connections, since each takes a processor for minutes.
+        at_once([(1, SERVERS / 2), (SERVERS / 2 + 1, SERVERS)], |(from, to)| {
+            let held = format!(
+                "{quickly}
+                 INSERT INTO tunnels (id, user_id, device_id, target, state, epoch, server_id, port, deadline_at,
+                         answered_at, claimed_at, active_at, expires_at)
+                     SELECT ('01930000' || lpad(to_hex(s * 65536 + p), 24, '0'))::uuid, 'user-' || 1 + p % {USERS},
+                         'device-' || 1 + (p * 100 + s) % {DEVICES}, 'localhost:22', 'active', 1, 's' || s, {first} + p,
+                         now(), now(), now(), now(), now() + interval '8 hours'
+                     FROM generate_series({from}, {to}) s, generate_series(0, {each} - 1) p;
+                 INSERT INTO leases (server_id, port, tunnel_id, epoch, session_pid, session_start, boot_id)
+                     SELECT 's' || s, {first} + p, ('01930000' || lpad(to_hex(s * 65536 + p), 24, '0'))::uuid, 1,
+                         1000 + {first} + p, 7, 'boot'
+                     FROM generate_series({from}, {to}) s, generate_series(0, {each} - 1) p"
+            );
+            psql(&fleet.database, &held).map(drop)
+        })?;
         psql(&fleet.database, "VACUUM ANALYZE")?;
         psql(&fleet.database, "CHECKPOINT")?;
         Ok(fleet)

@@ -50,7 +50,7 @@ impl Rig {
         Ok(Self {
             user: Worker::start(&lab, &lab.place(Some(USER))?)?,
             device: Worker::start(&lab, &Place::Device(BUSY))?,
-            by_hand: ByHand::start(&lab, BUSY)?,
+            by_hand: ByHand::start(&lab, BUSY..=BUSY)?,
             idle: Idle::begin(&lab)?,
             lab,
         })
@@ -116,7 +116,7 @@ impl Rig {
     /// # Errors
     /// When it fails.
     pub fn open_by_hand(&mut self, client: Client, to: &str) -> Result<Ran> {
-        let command = self.by_hand.command(client, &self.lab, to);
+        let command = self.by_hand.command(BUSY, client, &self.lab, to);
         self.device.succeed(&command)
     }
 

@@ -21,14 +21,17 @@ const ECHOES: usize = 500;
 const CHUNK: usize = 128 * 1024;
 
 /// A connection to the service on the device, one way or the other.
-enum Connection {
+pub enum Connection {
     Ours(Child, ChildStdin, ChildStdout),
     ByHand(TcpStream),
 }
 
 impl Connection {
-    /// The user's own: `rssh proxy` with a tunnel that is there already.
-    fn ours(lab: &Lab) -> Result<Self> {
+    /// The user's own: `rssh proxy`, which opens a tunnel or uses the one that is there.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn ours(lab: &Lab) -> Result<Self> {
         let place = lab.place(Some(USER))?;
         let port = STREAM_PORT.to_string();
         let mut child = lab
@@ -41,8 +44,12 @@ impl Connection {
         Ok(Self::Ours(child, stdin, stdout))
     }
 
-    fn by_hand(lab: &Lab) -> Result<Self> {
-        let stream = lab.networks().inside(&Place::Core, || TcpStream::connect(FORWARD))??;
+    /// A tunnel's own port.
+    ///
+    /// # Errors
+    /// When nothing listens there.
+    pub fn tcp(lab: &Lab, at: (Ipv4Addr, u16)) -> Result<Self> {
+        let stream = lab.networks().inside(&Place::Core, || TcpStream::connect(at))??;
         stream.set_nodelay(true)?;
         Ok(Self::ByHand(stream))
     }
@@ -78,10 +85,17 @@ fn send(mut to: impl Write, mut from: impl Read, bytes: u64) -> io::Result<()> {
 }
 
 /// Serves on the device: takes as many bytes as the first eight say, then answers with one; again and again.
-fn serve(lab: &Lab) -> Result<()> {
-    let listener = lab.networks().inside(&Place::Device(BUSY), || {
+///
+/// # Errors
+/// When the port cannot be had; that it is served already is none.
+pub fn serve(lab: &Lab) -> Result<()> {
+    let bound = lab.networks().inside(&Place::Device(BUSY), || {
         TcpListener::bind((Ipv4Addr::LOCALHOST, STREAM_PORT))
-    })??;
+    })?;
+    let listener = match bound {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(()),
+        bound => bound?,
+    };
     let take = |mut stream: TcpStream| -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut buffer = vec![0; CHUNK];
@@ -133,6 +147,14 @@ fn round(mut connection: Connection, bytes: u64) -> Result<Round> {
     })
 }
 
+/// Carries a stream through a connection; returns how fast, in MiB/s.
+///
+/// # Errors
+/// When the connection fails.
+pub fn carry(connection: Connection, bytes: u64) -> Result<f64> {
+    round(connection, bytes).map(|round| round.mib_per_s)
+}
+
 /// Measures the whole path against `ssh -R` without a load balancer or TLS.
 ///
 /// # Errors
@@ -153,7 +175,7 @@ pub fn measure(rig: &mut Rig, rounds: usize, bytes: u64) -> Result<Vec<Figure>> 
             } else {
                 let client = if way == 1 { Client::Default } else { Client::Equal };
                 rig.open_by_hand(client, &to)?;
-                let result = round(Connection::by_hand(&rig.lab)?, bytes)?;
+                let result = round(Connection::tcp(&rig.lab, FORWARD)?, bytes)?;
                 rig.close_by_hand()?;
                 result
             };
