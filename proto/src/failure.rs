@@ -74,6 +74,7 @@ kinds! {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
+    #[serde(deserialize_with = "known")]
     pub kind: FailureKind,
     #[serde(deserialize_with = "sanitized")]
     message: String,
@@ -104,6 +105,15 @@ impl Failure {
     pub fn message(&self) -> &str {
         &self.message
     }
+}
+
+/// A kind that a later version has added is a fault like any other here: its message tells what it is.
+fn known<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<FailureKind, D::Error> {
+    use serde::de::IntoDeserializer as _;
+    use serde::de::value::Error;
+    let name = String::deserialize(deserializer)?;
+    let kind: Result<_, Error> = FailureKind::deserialize(name.as_str().into_deserializer());
+    Ok(kind.unwrap_or(FailureKind::Internal))
 }
 
 fn sanitized<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

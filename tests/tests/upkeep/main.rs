@@ -3,3 +3,4 @@
 #![expect(clippy::unwrap_used, reason = "a story fails where it stands")]
 
 mod restore;
+mod skew;
