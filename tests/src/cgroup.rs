@@ -76,7 +76,23 @@ impl Group {
         files::write(&self.path.join("cgroup.procs"), pid.to_string())
     }
 
-    fn used(&self) -> Result<Duration> {
+    /// Moves a process here with everything below it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn take_tree(&self, pid: u32) -> Result<()> {
+        self.take(pid)?;
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        children
+            .split_ascii_whitespace()
+            .try_for_each(|child| self.take_tree(child.parse()?))
+    }
+
+    /// The processor time used so far.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn used(&self) -> Result<Duration> {
         let text = files::read(&self.path.join("cpu.stat"))?;
         let micros = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
         Ok(Duration::from_micros(micros.context("cpu.stat has no usage")?.parse()?))
