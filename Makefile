@@ -13,7 +13,7 @@ help:
 	@echo 'make api-test      try the HTTP API against its own OpenAPI document, with schemathesis from PyPI'
 	@echo 'make ansible-test  ansible, from PyPI, over the devices of a lab'
 	@echo 'make metrics-test  the alerts by promtool, and each query of the dashboard in a Prometheus that reads a lab'
-	@echo 'make operations-test  the files for running at scale: firewall, WireGuard, keepalived, fail2ban, DNS, ACME, a PLC; PARTS="firewall"'
+	@echo 'make operations-test  the files for running at scale: firewall, WireGuard, keepalived, fail2ban, DNS, ACME, recipes; PARTS="firewall"'
 	@echo 'make recording     make the picture in the README from a real run'
 	@echo 'make fuzz          feed each parser what breaks parsers, for FUZZ_SECONDS=60 each; needs nightly'
 	@echo 'make deny          check what we depend on: licenses, sources, what is banned'
