@@ -99,7 +99,7 @@ pub async fn run(args: Enroll) -> anyhow::Result<()> {
         token: token.secret(),
         device: args.device.clone(),
         csr: identity::certificate_request("rssh", &dir.join("device.key"))?,
-        ssh_key: init::public_key(&dir.join("ssh_key.pub"))?,
+        ssh_key: init::public_key(&init::public_file(&dir.join("ssh_key")))?,
         host_keys: host_keys(&args.host_key, &args.sshd_config)?,
     };
     let client = Client::pinned(args.url.clone(), token.authority)?;

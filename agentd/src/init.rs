@@ -1,16 +1,19 @@
 //! `init`: the device's keys, made where they are used.
+//!
+//! The key of its ssh is ECDSA in PEM, and its public half lies where ssh does not look for it. With the public half at hand,
+//! in a `.pub` or in a private key of OpenSSH's own format, ssh asks whether that key would do before it signs: a round
+//! trip of each landing, and a call of rssh-authorize (sshconnect2.c, `userauth_pubkey`).
 
-use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use rssh_mqtt::files::hand_over;
+use rssh_mqtt::files::{self, hand_over};
 use rssh_mqtt::identity::request_certificate;
 use rssh_proto::DeviceId;
 
-/// Makes `device.{key,csr}` and `ssh_key{,.pub}` in a directory; keys that are there stay.
+/// Makes `device.{key,csr}` and `ssh_key{,.public}` in a directory; keys that are there stay.
 ///
 /// # Errors
 /// When the directory cannot be written, or ssh-keygen is missing or fails.
@@ -29,6 +32,31 @@ pub fn make(dir: &Path) -> anyhow::Result<()> {
     let key = dir.join("ssh_key");
     if !key.exists() {
         generate(&key)?;
+    }
+    publish(&key)
+}
+
+/// The file with the public half of a private key.
+pub fn public_file(key: &Path) -> PathBuf {
+    beside(key, ".public")
+}
+
+/// A file beside another, with more to its name.
+pub fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(end);
+    path.with_file_name(name)
+}
+
+/// Writes the public key file of a private key, unless it is there.
+///
+/// # Errors
+/// When it cannot be written, or the key cannot be read.
+pub fn publish(key: &Path) -> anyhow::Result<()> {
+    let public = public_file(key);
+    if !public.exists() {
+        let text = format!("{}\n", public_half(key)?);
+        files::write_public(&public, text.as_bytes())?;
     }
     Ok(())
 }
@@ -65,15 +93,13 @@ pub fn public_half(key: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// Runs `ssh-keygen` for an ed25519 key without a passphrase or a comment.
+/// Runs `ssh-keygen` for an ECDSA key in PEM, without a passphrase; leaves its private half only.
 ///
 /// # Errors
 /// When it is missing or fails.
 pub fn generate(key: &Path) -> anyhow::Result<()> {
-    let quiet: [&OsStr; 7] = ["-q", "-t", "ed25519", "-N", "", "-C", ""].map(OsStr::new);
     let status = Command::new("ssh-keygen")
-        .args(quiet)
-        .arg("-f")
+        .args(["-q", "-t", "ecdsa", "-b", "256", "-m", "PEM", "-N", "", "-f"])
         .arg(key)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -82,7 +108,8 @@ pub fn generate(key: &Path) -> anyhow::Result<()> {
     if !status.success() {
         bail!("ssh-keygen could not make {}", key.display());
     }
-    Ok(())
+    let public = beside(key, ".pub");
+    fs::remove_file(&public).with_context(|| format!("cannot remove {}", public.display()))
 }
 
 #[cfg(test)]
@@ -106,7 +133,10 @@ mod tests {
             );
         }
         assert!(read("device.csr").starts_with(b"-----BEGIN CERTIFICATE REQUEST-----"));
-        let public = String::from_utf8(read("ssh_key.pub")).unwrap();
+        // In any other form ssh would know the public half, and ask before it signs.
+        assert!(read("ssh_key").starts_with(b"-----BEGIN EC PRIVATE KEY-----"));
+        assert!(!dir.path().join("ssh_key.pub").exists());
+        let public = String::from_utf8(read("ssh_key.public")).unwrap();
         assert_eq!(
             public.split_whitespace().count(),
             2,

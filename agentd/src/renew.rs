@@ -1,5 +1,6 @@
 //! The device's certificate renews itself; one that ended while the device lay in storage comes back by its SSH key.
 
+use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +15,7 @@ use rssh_proto::enrolment::{Challenge, ChallengeRequest, RECOVERY_NAMESPACE, Rec
 use rssh_proto::{Failure, FailureKind, HttpsUrl};
 
 use crate::config::{Config, ConfigError};
-use crate::rotate;
+use crate::{init, rotate};
 
 /// Renews for ever; where the configuration names nobody to ask, does nothing.
 pub async fn run(config: Config, renewable: Arc<Renewable>) {
@@ -76,8 +77,12 @@ async fn recover_by(config: &Config, url: &HttpsUrl, key: &Path) -> Result<(), F
             }
             Err(failure) => return Err(failure),
         };
-        let signature = sign(key, &recovery_text(&config.device, &challenge, &csr))
-            .map_err(|error| Failure::new(FailureKind::Configuration, format!("ssh-keygen cannot sign: {error}")))?;
+        let signature = sign(config, key, &recovery_text(&config.device, &challenge, &csr)).map_err(|error| {
+            Failure::new(
+                FailureKind::Configuration,
+                format!("cannot sign by ssh-keygen: {error:#}"),
+            )
+        })?;
         let answer = Recover {
             device: config.device.clone(),
             csr: csr.clone(),
@@ -90,7 +95,23 @@ async fn recover_by(config: &Config, url: &HttpsUrl, key: &Path) -> Result<(), F
 }
 
 /// Signs with the device's SSH key (ssh-keygen(1), `-Y sign`).
-fn sign(key: &Path, text: &str) -> std::io::Result<String> {
+///
+/// ssh-keygen signs only with a key whose public half lies beside it as `.pub`, where ssh is not to find it: both are shown
+/// to it in a directory of their own.
+fn sign(config: &Config, key: &Path, text: &str) -> anyhow::Result<String> {
+    let dir = config.state_dir.join("recovery");
+    // What one that was cut short has left.
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir(&dir)?;
+    let shown = dir.join("key");
+    std::os::unix::fs::symlink(std::path::absolute(key)?, &shown)?;
+    fs::write(init::beside(&shown, ".pub"), init::public_half(key)?)?;
+    let signature = sign_with(&shown, text);
+    fs::remove_dir_all(&dir)?;
+    Ok(signature?)
+}
+
+fn sign_with(key: &Path, text: &str) -> std::io::Result<String> {
     let mut child = Command::new("ssh-keygen")
         .args(["-Y", "sign", "-q", "-n", RECOVERY_NAMESPACE, "-f"])
         .arg(key)

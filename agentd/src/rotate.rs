@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rssh_mqtt::Identity;
 use rssh_mqtt::https::Client;
-use rssh_mqtt::{Identity, files};
 use rssh_proto::enrolment::NewSshKey;
 
 use crate::config::Config;
@@ -40,18 +40,12 @@ impl Keys {
     }
 
     fn beside(&self, end: &str) -> PathBuf {
-        let mut name = self.key.file_name().unwrap_or_default().to_owned();
-        name.push(end);
-        self.key.with_file_name(name)
+        init::beside(&self.key, end)
     }
 
     /// The key that is to be, once it is whole.
     pub fn next(&self) -> PathBuf {
         self.beside(".next")
-    }
-
-    fn public(&self) -> PathBuf {
-        self.beside(".pub")
     }
 
     /// Only one changes them at a time.
@@ -78,7 +72,6 @@ impl Keys {
             return Ok(());
         }
         init::generate(&making)?;
-        gone(&self.beside(".making.pub"))?;
         // Where root rotates, the agent's own account goes on reading its key.
         let owner = fs::metadata(&self.key).with_context(|| format!("cannot read {}", self.key.display()))?;
         std::os::unix::fs::chown(&making, Some(owner.uid()), Some(owner.gid()))
@@ -97,20 +90,16 @@ impl Keys {
         self.publish()
     }
 
-    /// Where there is no public key file, ssh takes what the private one says; one of another key would stop it.
+    /// Nothing tells of the key before; ssh believes a `.pub`, as earlier agents wrote it, more than the private key.
     fn unpublish(&self) -> anyhow::Result<()> {
-        gone(&self.public())?;
+        for public in [init::public_file(&self.key), self.beside(".pub")] {
+            gone(&public)?;
+        }
         self.sync()
     }
 
-    /// Writes the public key file, unless it is there.
     fn publish(&self) -> anyhow::Result<()> {
-        let public = self.public();
-        if !public.exists() {
-            let text = format!("{}\n", init::public_half(&self.key)?);
-            files::write_public(&public, text.as_bytes())?;
-        }
-        Ok(())
+        init::publish(&self.key)
     }
 
     fn sync(&self) -> anyhow::Result<()> {
@@ -256,14 +245,18 @@ mod tests {
                 key: dir.path().join("ssh_key"),
             };
             let first = init::public_half(&keys.key).unwrap();
+            // As earlier agents left it.
+            fs::write(keys.beside(".pub"), &first).unwrap();
             let mut registry = Registry(vec![first.clone()]);
             go(&keys, &mut registry, cut);
             let lands = |registry: &Registry| {
                 let key = init::public_half(&keys.key).unwrap();
                 assert!(registry.knows(&key), "{cut:?}");
-                // ssh believes the public key file before the private one.
-                if let Ok(public) = init::public_key(&keys.public()) {
-                    assert_eq!(public, key, "{cut:?}");
+                // ssh believes a `.pub` before the private key.
+                for public in [init::public_file(&keys.key), keys.beside(".pub")] {
+                    if let Ok(public) = init::public_key(&public) {
+                        assert_eq!(public, key, "{cut:?}");
+                    }
                 }
                 key
             };

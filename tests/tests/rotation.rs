@@ -155,7 +155,12 @@ fn a_devices_ssh_key_changes_and_its_tunnels_live_on() {
         lab.programs().path("rssh-agentd"),
         lab.dir().inside("devices/device-2/agentd.toml"),
     );
-    let public = || fs::read_to_string(state.join("ssh_key.pub")).unwrap().trim().to_owned();
+    let public = || {
+        fs::read_to_string(state.join("ssh_key.public"))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
     let of_private = || {
         let key = lab.dir().inside("devices/device-2/state/ssh_key");
         lab.on_device(2, &["ssh-keygen", "-y", "-f", &key])
@@ -196,7 +201,7 @@ fn a_devices_ssh_key_changes_and_its_tunnels_live_on() {
     fs::remove_file(state.join("ssh_key.next.pub")).unwrap();
     lab.ctl(Action::Restart, "agentd-2").unwrap();
     within(PATIENTLY, "the next key is the key", || {
-        !state.join("ssh_key.next").exists() && state.join("ssh_key.pub").exists() && public() == third
+        !state.join("ssh_key.next").exists() && state.join("ssh_key.public").exists() && public() == third
     });
     assert_eq!(registered(&lab, "device-2"), (third.clone(), second));
     said(&lab, "alice", &["rssh", "open", "device-2", "--new", "--json"]);
@@ -210,7 +215,7 @@ fn a_devices_ssh_key_changes_and_its_tunnels_live_on() {
     lab.ctl(Action::Restart, "agentd-2").unwrap();
     within(PATIENTLY, "the old key is changed", || {
         let (key, before) = registered(&lab, "device-2");
-        key != third && before == third && state.join("ssh_key.pub").exists() && public() == key
+        key != third && before == third && state.join("ssh_key.public").exists() && public() == key
     });
     said(&lab, "alice", &["rssh", "open", "device-2", "--new", "--json"]);
 }

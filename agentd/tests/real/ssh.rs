@@ -1,9 +1,12 @@
 //! One ssh against a real sshd.
 
+use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
 use crate::rig::{Sshd, banner, processes_with, serve_banner, serve_banner_at, wait_for};
+use rssh_agentd::config::Ssh as Settings;
+use rssh_agentd::init;
 use rssh_agentd::rundir::RunDir;
 use rssh_agentd::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop, config};
 use rssh_proto::claim::Claimed;
@@ -17,9 +20,13 @@ struct Device {
 
 impl Device {
     fn new(sshd: &Sshd) -> Self {
+        Self::with(&sshd.ssh_config())
+    }
+
+    fn with(settings: &Settings) -> Self {
         let state = tempfile::tempdir().unwrap();
         let run = RunDir::open(state.path(), &"device-1".parse().unwrap()).unwrap();
-        std::fs::write(run.ssh_config(), config::render(&sshd.ssh_config(), true)).unwrap();
+        fs::write(run.ssh_config(), config::render(settings, true)).unwrap();
         let ssh = Ssh::new(Path::new("/usr/bin/ssh"), run);
         Self { state, ssh }
     }
@@ -103,6 +110,30 @@ async fn a_tunnel_lands_carries_bytes_and_leaves_nothing_when_stopped() {
 }
 
 #[tokio::test]
+async fn a_key_that_the_device_has_made_signs_without_being_offered_first() {
+    let sshd = Sshd::start();
+    init::make(sshd.dir.path()).unwrap();
+    let admitted = fs::read_to_string(sshd.path("authorized_keys")).unwrap();
+    let [before, made] = ["key.pub", "ssh_key.public"].map(|name| init::public_key(&sshd.path(name)).unwrap());
+    fs::write(sshd.path("authorized_keys"), admitted.replace(&before, &made)).unwrap();
+    let device = Device::with(&Settings {
+        key: sshd.path("ssh_key"),
+        ..sshd.ssh_config()
+    });
+    let landing = landing(sshd.port, 9);
+    let (tell, mut news) = mpsc::unbounded_channel();
+    let carried = device
+        .ssh
+        .carry(&landing, std::future::pending(), |told| tell.send(told).unwrap());
+    tokio::select! {
+        ended = carried => panic!("{ended:?}"),
+        _ = landed(&mut news) => {}
+    }
+    let log = fs::read_to_string(sshd.path("sshd.log")).unwrap();
+    assert_eq!(log.matches("Accepted key").count(), 1, "{log}");
+}
+
+#[tokio::test]
 async fn a_loss_is_noticed_and_named() {
     let sshd = Sshd::start();
     let device = Device::new(&sshd);
@@ -177,7 +208,7 @@ async fn another_servers_host_key_is_a_lasting_fault() {
 async fn a_key_that_is_not_admitted_is_named() {
     let sshd = Sshd::start();
     let device = Device::new(&sshd);
-    std::fs::write(sshd.path("authorized_keys"), "").unwrap();
+    fs::write(sshd.path("authorized_keys"), "").unwrap();
     let ended = ends(&device, &landing(sshd.port, 9)).await;
     let Ended::Failed(fault) = ended else {
         panic!("{ended:?}")

@@ -1,7 +1,7 @@
 //! `AuthorizedKeysCommand` of the dedicated sshd: asks serverd whether a key may log in now, and to what.
 //!
-//! It runs twice per login, so it is small: one connect, one line out, one line in. When serverd is away it says no
-//! within two seconds; it never hangs.
+//! It runs for every login, and twice where the device's ssh asks whether its key would do, so it is small: one connect,
+//! one line out, one line in. When serverd is away it says no within two seconds; it never hangs.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -14,6 +14,7 @@ use crate::Lab;
 use crate::accounts;
 use crate::component::Component;
 use crate::files;
+use crate::parts::ssh_keygen;
 use crate::place::{LB, Place, TUNNEL_ACCOUNT, device_name, socket};
 use crate::ready::Ready;
 use crate::setup;
@@ -80,11 +81,8 @@ impl ByHand {
         let (address, port) = FORWARD;
         let mut keys = String::new();
         for device in devices.clone() {
-            let key = files::read(&device_dir(device).join("state/ssh_key.pub"))?;
-            keys += &format!(
-                "restrict,port-forwarding,permitlisten=\"{address}:{port}\" {}\n",
-                key.trim_end()
-            );
+            let key = ssh_keygen::key_pair(&device_dir(device).join("key_by_hand"))?;
+            keys += &format!("restrict,port-forwarding,permitlisten=\"{address}:{port}\" {key}\n");
         }
         files::write(&dir.join("authorized_keys"), keys)?;
         for (name, port) in SSHDS.into_iter().zip(PORTS) {
@@ -124,7 +122,7 @@ impl ByHand {
         if client != Client::Default {
             words.extend(self.equal.iter().cloned());
         }
-        words.extend(["-i".to_owned(), format!("{dir}/state/ssh_key")]);
+        words.extend(["-i".to_owned(), format!("{dir}/key_by_hand")]);
         words.extend(["-p".to_owned(), client.port().to_string()]);
         words.extend(more);
         words.push(format!("{TUNNEL_ACCOUNT}@{LB}"));

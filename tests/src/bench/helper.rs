@@ -1,4 +1,4 @@
-//! sshd's AuthorizedKeysCommand, which runs twice for every login: how long a call takes, process start included.
+//! sshd's AuthorizedKeysCommand, which runs for every login: how long a call takes, process start included.
 
 use std::path::Path;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
         .lines()
         .find_map(|line| line.strip_prefix("AuthorizedKeysCommand "))
         .context("sshd_config has no AuthorizedKeysCommand")?;
-    let key = files::read(&dir.join(format!("devices/{}/state/ssh_key.pub", device_name(BUSY))))?;
+    let key = files::read(&dir.join(format!("devices/{}/state/ssh_key.public", device_name(BUSY))))?;
     let [kind, key] = key.split_ascii_whitespace().collect::<Vec<_>>()[..] else {
         anyhow::bail!("not a public key: {key}");
     };

@@ -244,7 +244,7 @@ fn a_device_that_nobody_asked_to_open_anything_cannot_log_in() {
 #[test]
 fn a_stranger_on_the_server_gets_no_answer_from_serverd() {
     let lab = lab();
-    let key = fs::read_to_string(lab.dir().join("devices/device-7/state/ssh_key.pub")).unwrap();
+    let key = fs::read_to_string(lab.dir().join("devices/device-7/state/ssh_key.public")).unwrap();
     crate::open(&lab, "erin", "device-7", &[]);
     let helper = lab.dir().inside("helpers/rssh-authorize");
     let socket = lab.dir().inside("servers/s1/state/run/authorize.sock");

@@ -176,7 +176,7 @@ impl<'a> Thief<'a> {
                     port: field("port=").parse().unwrap(),
                     login: field("login=").to_owned(),
                 };
-                // sshd asks twice per login.
+                // sshd asks twice where ssh asks first whether a key would do.
                 if !found.contains(&reserved) {
                     found.push(reserved);
                 }

@@ -45,7 +45,7 @@ fn shorten_device(lab: &Lab, n: u32, lifetime: &str) {
         1,
         lifetime,
         &format!(
-            "device add device-{n} --csr {state}/device.csr --ssh-key {state}/ssh_key.pub --cert-out {state}/device.pem"
+            "device add device-{n} --csr {state}/device.csr --ssh-key {state}/ssh_key.public --cert-out {state}/device.pem"
         ),
     );
 }
