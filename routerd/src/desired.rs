@@ -68,7 +68,7 @@ impl fmt::Display for PoolName {
 pub struct PoolServer {
     pub address: SocketAddr,
     pub health: SocketAddr,
-    /// 0 to 256; 0 takes no landings.
+    /// Up to 256, as HAProxy takes it; 0 takes no landings.
     pub weight: u16,
     /// Whether landings and health checks are on at all.
     pub enabled: bool,

@@ -346,10 +346,9 @@ fn without_load(registration: &Registration) -> Registration {
 
 /// Every server answers as much HTTPS as every other.
 const HTTPS_WEIGHT: u16 = 100;
-/// HAProxy's largest weight.
-pub const MAX_WEIGHT: u16 = 256;
-/// Weights move in steps, so that a tunnel more or less changes nothing in HAProxy.
-const WEIGHT_STEP: u16 = 16;
+/// The weight of an empty server. HAProxy would take 256, but keeps some 900 bytes for each unit, to draw by; and a tunnel
+/// more or less is to change nothing in it.
+pub const MAX_WEIGHT: u16 = 16;
 
 /// The weight of each of a server's ssh addresses: its free capacity, less what its load says is not really free, as a
 /// share of the largest server's capacity. 0 only when it is full.
@@ -367,8 +366,7 @@ fn weight(registration: &Registration, largest: u32) -> u16 {
     let share = f64::from(free) / f64::from(largest) * f64::from(idle);
     let addresses = registration.ssh.len().max(1) as f64;
     let exact = share * f64::from(MAX_WEIGHT) / addresses;
-    let steps = (exact / f64::from(WEIGHT_STEP)).round() as u16;
-    (steps * WEIGHT_STEP).clamp(1, MAX_WEIGHT)
+    (exact.round() as u16).clamp(1, MAX_WEIGHT)
 }
 
 #[cfg(test)]

@@ -257,14 +257,14 @@ fn weights_follow_headroom() {
         };
         weight(&one, 1000)
     };
-    assert_eq!(weigh(1000, 0, 0.0), 256);
-    assert_eq!(weigh(1000, 500, 0.0), 128);
-    assert_eq!(weigh(500, 0, 0.5), 64);
+    assert_eq!(weigh(1000, 0, 0.0), 16);
+    assert_eq!(weigh(1000, 500, 0.0), 8);
+    assert_eq!(weigh(500, 0, 0.5), 4);
     assert_eq!(weigh(1000, 1000, 0.0), 0, "full");
     assert_eq!(weigh(1000, 2000, 0.0), 0, "more than full");
     assert_eq!(weigh(1000, 999, 1.0), 1, "the last one is still to be had");
     assert_eq!(weigh(1000, 0, f32::NAN), 1);
-    assert_eq!(weigh(1000, 1, 0.0), 256, "one tunnel changes nothing");
+    assert_eq!(weigh(1000, 1, 0.0), 16, "one tunnel changes nothing");
 }
 
 #[derive(Debug, Clone)]

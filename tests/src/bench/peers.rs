@@ -3,7 +3,7 @@
 //! They get what favours them: tunnels that are configured beforehand, servers that are reached without a load balancer,
 //! and nobody who asks whether they may. rathole encrypts (noise); bore cannot, and carries everything in the clear.
 
-use std::io::{ErrorKind, Read as _};
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,8 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 
-use super::byhand::{Client, FORWARD};
+use super::byhand::{self, Client, FORWARD};
 use super::crowd::at_once;
 use super::memory;
 use super::results::{Figure, Reach, number};
@@ -150,12 +151,18 @@ pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
         client: [memory::pss(idle.process)?, one_tunnel],
     };
     for &peer in &there {
-        let mut rows = one(rig, peer, &own).unwrap_or_else(|error| {
-            let [open, client, tunnel, throughput, _] = peer.keys();
-            [open, client, tunnel, throughput]
-                .map(|key| Figure::missing(key, Reach::None, format!("{error:#}")))
-                .into()
-        });
+        let mut rows = match one(rig, peer, &own) {
+            Ok(rows) => rows,
+            Err(error) => {
+                eprintln!("error: {}: {error:#}", peer.name());
+                // Whichever of ours is left.
+                rig.close().ok();
+                let [open, client, tunnel, throughput, _] = peer.keys();
+                [open, client, tunnel, throughput]
+                    .map(|key| Figure::missing(key, Reach::None, format!("{error:#}")))
+                    .into()
+            }
+        };
         rig.device.end()?;
         figures.append(&mut rows);
     }
@@ -289,6 +296,12 @@ fn bore(program: &str, from: u16, to: u16) -> Vec<String> {
         .into()
 }
 
+/// bore's tunnel to the port where streams are taken.
+fn stream_by_bore(rig: &Rig) -> Result<Vec<String>> {
+    let program = Peer::Bore.program(&rig.lab).context("it is not installed")?;
+    Ok(background(&bore(&program.to_string_lossy(), STREAM_PORT, TO_STREAM)))
+}
+
 /// A command that leaves the program in the background.
 fn background(argv: &[String]) -> Vec<String> {
     let quoted: Vec<String> = argv.iter().map(|word| format!("'{word}'")).collect();
@@ -304,7 +317,8 @@ fn shows_banner(lab: &Lab, at: (Ipv4Addr, u16), limit: Duration) -> Result<bool>
 
 fn banner(at: (Ipv4Addr, u16)) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&at.into(), Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    // One that was taken too early, and hangs, is not to be what is measured.
+    stream.set_read_timeout(Some(Duration::from_millis(250)))?;
     let mut first = [0; 4];
     stream.read_exact(&mut first)?;
     ensure!(first == *b"SSH-", "something else answers");
@@ -410,7 +424,11 @@ fn one(rig: &mut Rig, peer: Peer, own: &Own) -> Result<Vec<Figure>> {
             ));
         }
     }
-    figures.push(carried(rig, peer, throughput)?);
+    figures.push(carried(rig, peer, throughput).unwrap_or_else(|error| {
+        // Whichever of ours is left.
+        rig.close().ok();
+        Figure::missing(throughput, Reach::None, format!("{error:#}"))
+    }));
     Ok(figures)
 }
 
@@ -436,26 +454,30 @@ fn carried(rig: &mut Rig, peer: Peer, key: &'static str) -> Result<Figure> {
         rig.close()?;
         begin(rig, peer, 0)?;
         if peer == Peer::Bore {
-            let program = peer.program(&rig.lab).context("it is not installed")?;
-            let argv = bore(&program.to_string_lossy(), STREAM_PORT, TO_STREAM);
-            rig.device.succeed(&background(&argv))?;
+            let argv = stream_by_bore(rig)?;
+            rig.device.succeed(&argv)?;
         }
         ensure!(
             shows_banner(&rig.lab, peer.tunnel(0), OPENS_WITHIN)?,
             "{} is not back",
             peer.name()
         );
+        // The tunnel to that port may come a moment later, and drop whoever is too early.
         let limit = Instant::now() + OPENS_WITHIN;
-        let connection = loop {
-            match Connection::tcp(&rig.lab, (TUNNELS, TO_STREAM)) {
-                Err(error)
-                    if Instant::now() < limit
-                        && error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
-                            == Some(ErrorKind::ConnectionRefused) => {}
-                connection => break connection?,
+        let carried = loop {
+            let carried =
+                Connection::tcp(&rig.lab, (TUNNELS, TO_STREAM)).and_then(|connection| stream::carry(connection, BYTES));
+            if carried.is_ok() || Instant::now() > limit {
+                break carried?;
+            }
+            if peer == Peer::Bore {
+                // Its server may still have had the port for the client before, and then this one has ended.
+                thread::sleep(Duration::from_millis(250));
+                let argv = stream_by_bore(rig)?;
+                rig.device.succeed(&argv)?;
             }
         };
-        pairs.theirs.push(stream::carry(connection, BYTES)?);
+        pairs.theirs.push(carried);
     }
     rig.device.end()?;
     Ok(Figure::ratio(
@@ -532,6 +554,14 @@ fn recoveries(rig: &mut Rig, peers: &[Peer]) -> Result<Vec<Figure>> {
         }
     });
     let rows = rows.collect();
+    rig.device.end()?;
+    // The sessions that autossh lost are still there for the sshd that it used.
+    if let Some(sshd) = Record::read(rig.lab.dir(), byhand::SSHDS[0]) {
+        let sessions = sshd.members(&rig.lab.networks().inodes());
+        for session in sessions.iter().filter(|session| **session != sshd.process) {
+            session.signal(Signal::SIGKILL)?;
+        }
+    }
     rig.close()?;
     Ok(rows)
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use rssh_proto::id::ServerId;
 use rssh_proto::name::{NameKey, ProxyDomain, SignedName};
+use rssh_routerd::desired::Map;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -32,7 +33,7 @@ const BATCH: usize = 200;
 /// What is added to the ports of the lab's HAProxy for the one that is measured.
 const PORTS: u16 = 9000;
 /// The users' door without any check of names.
-const PLAIN: u16 = 9001;
+pub const PLAIN: u16 = 9001;
 /// Where what lies behind the doors listens: outside the ports that servers lease.
 const BEHIND: u16 = 19_999;
 /// How often a server goes and comes.
@@ -44,24 +45,6 @@ const GOES: usize = 8;
 /// When a connection fails.
 pub fn measure_lookup(rig: &mut Rig) -> Result<Vec<Figure>> {
     let lab = &rig.lab;
-    let home = lab.dir().join("router");
-    let rendered = files::read(&home.join("haproxy/haproxy.cfg"))?;
-    files::make_dir(&home.join("bench/maps"))?;
-    files::write(&home.join("bench/haproxy.cfg"), config(&rendered)?)?;
-    for name in [
-        "addresses",
-        "keys-current",
-        "keys-previous",
-        "revoked-users",
-        "revoked-serials",
-    ] {
-        let rows = files::read(&home.join(format!("haproxy/maps/{name}.map")))?;
-        let rows = match name {
-            "addresses" | "keys-current" => rows.clone() + &more_rows(&rows)?,
-            _ => rows,
-        };
-        files::write(&home.join(format!("bench/maps/{name}.map")), rows)?;
-    }
     let behind = SocketAddr::new(server_address(1).into(), BEHIND);
     let listener = lab.networks().inside(&Place::Core, || TcpListener::bind(behind))??;
     thread::spawn(move || {
@@ -70,12 +53,9 @@ pub fn measure_lookup(rig: &mut Rig) -> Result<Vec<Figure>> {
             stream.write_all(b"!").ok();
         }
     });
-    let config = lab.dir().inside("router/bench/haproxy.cfg");
-    let haproxy = Component::new("haproxy-bench", Place::Core, &["haproxy", "-W", "-f", &config])
-        .ready(Ready::Tcp(SocketAddr::new(LB.into(), PLAIN)));
-    setup::start(lab.dir(), lab.programs(), &[haproxy])?;
+    open_doors(lab, behind)?;
     let times = time_doors(lab);
-    lab.ctl(Action::Term, "haproxy-bench")?;
+    close_doors(lab)?;
     let (signed, plain) = times?;
 
     let p99 = |batches: &[Vec<f64>]| -> Vec<f64> { batches.iter().map(|batch| quantile(batch, 0.99)).collect() };
@@ -97,8 +77,40 @@ pub fn measure_lookup(rig: &mut Rig) -> Result<Vec<Figure>> {
     }])
 }
 
+/// Starts an HAProxy with the lab's doors on other ports and a thousand servers, and with a door that checks no name and
+/// leads to one place.
+///
+/// # Errors
+/// When it does not come up.
+pub fn open_doors(lab: &Lab, behind: SocketAddr) -> Result<()> {
+    let home = lab.dir().join("router");
+    let rendered = files::read(&home.join("haproxy/haproxy.cfg"))?;
+    files::make_dir(&home.join("bench/maps"))?;
+    files::write(&home.join("bench/haproxy.cfg"), config(&rendered, behind)?)?;
+    for map in Map::ALL {
+        let rows = files::read(&home.join("haproxy/maps").join(map.file()))?;
+        let rows = match map {
+            Map::Addresses | Map::KeysCurrent => rows.clone() + &more_rows(&rows)?,
+            _ => rows,
+        };
+        files::write(&home.join("bench/maps").join(map.file()), rows)?;
+    }
+    let config = lab.dir().inside("router/bench/haproxy.cfg");
+    let haproxy = Component::new("haproxy-bench", Place::Core, &["haproxy", "-W", "-f", &config])
+        .ready(Ready::Tcp(SocketAddr::new(LB.into(), PLAIN)));
+    setup::start(lab.dir(), lab.programs(), &[haproxy])
+}
+
+/// Ends it.
+///
+/// # Errors
+/// When it does not end.
+pub fn close_doors(lab: &Lab) -> Result<()> {
+    lab.ctl(Action::Term, "haproxy-bench")
+}
+
 /// The lab's HAProxy once more, on other ports and with files of its own, and with a door that checks no name.
-fn config(rendered: &str) -> Result<String> {
+fn config(rendered: &str, behind: SocketAddr) -> Result<String> {
     let mut text = rendered.replace("/router/haproxy/", "/router/bench/");
     for port in [LB_DEVICES, LB_BEARER] {
         text = text.replace(&socket(LB, port), &socket(LB, port + PORTS));
@@ -110,7 +122,6 @@ fn config(rendered: &str) -> Result<String> {
         .context("the configuration has no door for users")?;
     text = text.replace(&format!("{users} "), &format!("{} ", socket(LB, LB_USERS + PORTS)));
     let bind = bind.replace(&users, &socket(LB, PLAIN));
-    let behind = socket(server_address(1), BEHIND);
     let _ = write!(
         text,
         "\nfrontend plain from base\n{bind}\n    default_backend plain\n\nbackend plain from base\n    server plain {behind}\n"
@@ -253,7 +264,7 @@ mod tests {
     fn the_measured_haproxy_shares_no_port_and_no_file_with_the_labs() {
         let rendered = "stats socket /x/router/haproxy/admin.sock\n    bind 198.51.100.1:2222\n    \
                         bind 198.51.100.1:443 ssl crt /x/router/haproxy.pem\n    bind 198.51.100.1:8444 ssl\n";
-        let text = config(rendered).unwrap();
+        let text = config(rendered, SocketAddr::new(server_address(1).into(), BEHIND)).unwrap();
         assert!(!text.contains("/router/haproxy/"), "{text}");
         for port in ["2222", "8444", "443"] {
             assert!(

@@ -6,10 +6,11 @@
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rssh_mqtt::renewal::Renewable;
 use rssh_mqtt::{Identity, IdentityFiles, identity};
 use rssh_proto::payload::{ServerState, V1};
@@ -42,7 +43,11 @@ const SSH: [u16; 2] = [2291, 2292];
 const TTL: Duration = Duration::from_secs(600);
 /// How long routerd and HAProxy may take to learn of them all.
 const LEARNS: Duration = Duration::from_secs(300);
-/// Connections that do nothing, and how many of them begin at once: HAProxy bounds what one source may do in ten seconds.
+/// How often they beat: four times in the time to live that the lab's servers go by.
+const BEATS: Duration = Duration::from_millis(1250);
+/// How many threads answer health checks; there are thousands in a second.
+const ANSWERING: usize = 4;
+/// Connections that do nothing: fewer than HAProxy lets one source begin in ten seconds.
 const IDLE: usize = 2000;
 
 /// A server that is there in the registry only.
@@ -58,15 +63,22 @@ struct Registered {
 /// When the servers are not taken up.
 pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
     let lab = &rig.lab;
-    let before = there(lab)?;
+    let before = [part(lab, "routerd")?, part(lab, "haproxy")?];
     let own = router::servers_up(lab.dir())? as u32;
     let fleet = Fleet::make(lab, own + 1..=SERVERS)?;
-    let figures = measured(lab, &fleet, own, before);
+    let done = AtomicBool::new(false);
+    let measured = thread::scope(|scope| {
+        let beats = scope.spawn(|| beat(lab, &done));
+        let figures = measured(lab, &fleet, own, before);
+        done.store(true, Ordering::Relaxed);
+        let beaten = beats.join().map_err(|_| anyhow!("the thread of heartbeats panicked"))?;
+        beaten.and(figures)
+    });
     fleet.forget(lab, own as usize)?;
-    figures
+    measured
 }
 
-fn measured(lab: &Lab, fleet: &Fleet, own: u32, before: f64) -> Result<Vec<Figure>> {
+fn measured(lab: &Lab, fleet: &Fleet, own: u32, [routerd, haproxy]: [f64; 2]) -> Result<Vec<Figure>> {
     fleet.answer(lab)?;
     let begin = Instant::now();
     fleet.register(lab, 1, 0)?;
@@ -84,7 +96,8 @@ fn measured(lab: &Lab, fleet: &Fleet, own: u32, before: f64) -> Result<Vec<Figur
     thread::sleep(Duration::from_secs(5));
     let full = rested(lab)?;
     let added = f64::from(SERVERS - own);
-    let (grown, leases) = ((full - before) / added, (full - empty) / added);
+    let (grown, leases) = ((full - routerd - haproxy) / added, (full - empty) / added);
+    let routerd = (part(lab, "routerd")? - routerd) / added;
 
     let idle = idle_connections(lab)?;
     Ok(vec![
@@ -94,8 +107,9 @@ fn measured(lab: &Lab, fleet: &Fleet, own: u32, before: f64) -> Result<Vec<Figur
             &[grown],
             format!(
                 "bytes that the PSS of routerd and HAProxy (both of its processes) grows by for each server from {own} to \
-                 {SERVERS} in Redis and PostgreSQL, with two ssh addresses each and their health checks; of it {} bytes since \
-                 each announces {TUNNELS} leases and not none; learnt in {:.1} s",
+                 {SERVERS} in Redis and PostgreSQL, with two ssh addresses each and their health checks; {} of them are \
+                 routerd's, and {} have come since each announces {TUNNELS} leases and not none; learnt in {:.1} s",
+                number(routerd),
                 number(leases),
                 learnt.as_secs_f64()
             ),
@@ -113,15 +127,28 @@ fn measured(lab: &Lab, fleet: &Fleet, own: u32, before: f64) -> Result<Vec<Figur
     ])
 }
 
+/// Beats for all of them, as often as serverd does: of one that is silent, and slow to answer, the others would soon say
+/// that it is lost.
+fn beat(lab: &Lab, done: &AtomicBool) -> Result<()> {
+    while !done.load(Ordering::Relaxed) {
+        psql(
+            lab,
+            "UPDATE server_heartbeats SET counter = counter + 1 WHERE server_id LIKE 'x%'",
+        )?;
+        thread::sleep(BEATS);
+    }
+    Ok(())
+}
+
 /// What routerd and HAProxy take now.
 fn there(lab: &Lab) -> Result<f64> {
-    let networks = lab.networks().inodes();
-    let mut all = 0.0;
-    for name in ["routerd", "haproxy"] {
-        let record = Record::read(lab.dir(), name).with_context(|| format!("there is no {name}"))?;
-        all += memory::pss_of(&record.members(&networks));
-    }
-    Ok(all)
+    Ok(part(lab, "routerd")? + part(lab, "haproxy")?)
+}
+
+/// What one of them takes now.
+fn part(lab: &Lab, name: &str) -> Result<f64> {
+    let record = Record::read(lab.dir(), name).with_context(|| format!("there is no {name}"))?;
+    Ok(memory::pss_of(&record.members(&lab.networks().inodes())))
 }
 
 /// The same, once two looks a second apart differ by less than a hundredth.
@@ -214,12 +241,15 @@ impl Fleet {
                 .inside(&Place::Core, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
         };
         let health = listen(HEALTH)??;
-        thread::spawn(move || {
-            for mut stream in health.incoming().flatten() {
-                // One that goes away is not answered; the next check comes soon.
-                let _ = answer_check(&mut stream);
-            }
-        });
+        for _ in 0..ANSWERING {
+            let health = health.try_clone()?;
+            thread::spawn(move || {
+                for mut stream in health.incoming().flatten() {
+                    // One that goes away is not answered; the next check comes soon.
+                    let _ = answer_check(&mut stream);
+                }
+            });
+        }
         for port in SSH {
             let sshd = listen(port)??;
             thread::spawn(move || {
@@ -267,7 +297,8 @@ impl Fleet {
                 let registered = store
                     .register(id, generation, ServerState::Serving, registration.health, &signed)
                     .await?;
-                anyhow::Ok(registered && store.heartbeat(id, generation, counter).await?)
+                // The first beat; the others follow by themselves.
+                anyhow::Ok(registered && (counter > 1 || store.heartbeat(id, generation, counter).await?))
             })?;
             ensure!(written, "{} has been declared lost", server.id);
         }

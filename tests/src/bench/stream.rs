@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result};
 use super::byhand::{Client, FORWARD};
 use super::results::{Figure, Reach};
 use super::rig::{BUSY, Rig, STREAM_PORT, USER};
+use super::route::{self, PLAIN};
 use super::stats::{Pairs, median};
 use crate::Lab;
-use crate::place::{Place, device_name};
+use crate::place::{DOMAIN, LB, Place, device_name, socket};
 
 /// How many single bytes are sent in one round.
 const ECHOES: usize = 500;
@@ -23,6 +24,8 @@ const CHUNK: usize = 128 * 1024;
 /// A connection to the service on the device, one way or the other.
 pub enum Connection {
     Ours(Child, ChildStdin, ChildStdout),
+    /// A TLS client that does nothing else.
+    Bare(Child, ChildStdin, ChildStdout),
     ByHand(TcpStream),
 }
 
@@ -34,14 +37,38 @@ impl Connection {
     pub fn ours(lab: &Lab) -> Result<Self> {
         let place = lab.place(Some(USER))?;
         let port = STREAM_PORT.to_string();
-        let mut child = lab
-            .command(&place, &["rssh", "proxy", &device_name(BUSY), &port])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdin = child.stdin.take().context("rssh proxy has no input")?;
-        let stdout = child.stdout.take().context("rssh proxy has no output")?;
+        let (child, stdin, stdout) = piped(lab, &place, &["rssh", "proxy", &device_name(BUSY), &port])?;
         Ok(Self::Ours(child, stdin, stdout))
+    }
+
+    /// `openssl s_client` to the door that checks no name.
+    fn bare(lab: &Lab) -> Result<Self> {
+        let place = lab.place(Some(USER))?;
+        let dir = lab.dir().inside(format_args!("users/{USER}/home/.config/rssh"));
+        let [cert, key] = ["pem", "key"].map(|ext| format!("{dir}/user.{ext}"));
+        let (at, name, ca) = (
+            socket(LB, PLAIN),
+            format!("any.{DOMAIN}"),
+            format!("{dir}/servers-ca.pem"),
+        );
+        let argv = [
+            "openssl",
+            "s_client",
+            "-quiet",
+            "-verify_quiet",
+            "-CAfile",
+            &ca,
+            "-connect",
+            &at,
+            "-servername",
+            &name,
+            "-cert",
+            &cert,
+            "-key",
+            &key,
+        ];
+        let (child, stdin, stdout) = piped(lab, &place, &argv)?;
+        Ok(Self::Bare(child, stdin, stdout))
     }
 
     /// A tunnel's own port.
@@ -57,18 +84,45 @@ impl Connection {
     /// Sends a length and as many bytes; returns once the device has them all.
     fn send(&mut self, bytes: u64) -> io::Result<()> {
         match self {
-            Self::Ours(_, stdin, stdout) => send(stdin, stdout, bytes),
+            Self::Ours(_, stdin, stdout) | Self::Bare(_, stdin, stdout) => send(stdin, stdout, bytes),
             Self::ByHand(stream) => send(&*stream, &*stream, bytes),
         }
     }
 
     fn close(self) -> io::Result<()> {
-        if let Self::Ours(mut child, stdin, stdout) = self {
-            drop((stdin, stdout));
-            child.wait()?;
+        match self {
+            Self::Ours(mut child, stdin, stdout) => {
+                drop((stdin, stdout));
+                child.wait()?;
+            }
+            // It does not end with its input.
+            Self::Bare(mut child, ..) => {
+                child.kill()?;
+                child.wait()?;
+            }
+            Self::ByHand(_) => {}
         }
         Ok(())
     }
+}
+
+/// A program at a place, with pipes to speak to it.
+fn piped(lab: &Lab, place: &Place, argv: &[&str]) -> Result<(Child, ChildStdin, ChildStdout)> {
+    let mut child = lab
+        .command(place, argv)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    let stdin = child
+        .stdin
+        .take()
+        .with_context(|| format!("{} has no input", argv[0]))?;
+    let stdout = child
+        .stdout
+        .take()
+        .with_context(|| format!("{} has no output", argv[0]))?;
+    Ok((child, stdin, stdout))
 }
 
 fn send(mut to: impl Write, mut from: impl Read, bytes: u64) -> io::Result<()> {
@@ -161,31 +215,16 @@ pub fn carry(connection: Connection, bytes: u64) -> Result<f64> {
 /// When a connection fails.
 pub fn measure(rig: &mut Rig, rounds: usize, bytes: u64) -> Result<Vec<Figure>> {
     serve(&rig.lab)?;
-    let to = format!("localhost:{STREAM_PORT}");
-    let mut results: [Vec<Round>; 3] = Default::default();
-    for at in 0..rounds {
-        for step in 0..3 {
-            let way = (at + step) % 3;
-            rig.settle()?;
-            let result = if way == 0 {
-                // The tunnel opens with the first bytes.
-                let result = round(Connection::ours(&rig.lab)?, bytes)?;
-                rig.close()?;
-                result
-            } else {
-                let client = if way == 1 { Client::Default } else { Client::Equal };
-                rig.open_by_hand(client, &to)?;
-                let result = round(Connection::tcp(&rig.lab, FORWARD)?, bytes)?;
-                rig.close_by_hand()?;
-                result
-            };
-            results[way].push(result);
-        }
-    }
-    let pairs = |theirs: usize, value: fn(&Round) -> f64| Pairs {
-        ours: results[0].iter().map(value).collect(),
+    // The way of the hand-run ssh, with HAProxy and TLS before it.
+    route::open_doors(&rig.lab, FORWARD.into())?;
+    let rounds = all_rounds(rig, rounds, bytes);
+    route::close_doors(&rig.lab)?;
+    let results = rounds?;
+    let between = |ours: usize, theirs: usize, value: fn(&Round) -> f64| Pairs {
+        ours: results[ours].iter().map(value).collect(),
         theirs: results[theirs].iter().map(value).collect(),
     };
+    let pairs = |theirs, value| between(0, theirs, value);
     let rate = |round: &Round| round.mib_per_s;
     let echo = |round: &Round| round.echo_us;
     let how = format!(
@@ -215,5 +254,50 @@ pub fn measure(rig: &mut Rig, rounds: usize, bytes: u64) -> Result<Vec<Figure>> 
             "us",
             "the same, the hand-run ssh with our cipher",
         ),
+        Figure::ratio(
+            "throughput_floor",
+            Reach::None,
+            &between(3, 2, rate),
+            "MiB/s",
+            "the hand-run ssh with our cipher, reached through HAProxy with TLS by openssl s_client, against the same reached \
+             without: what is left to any program of ours is the way to here",
+        ),
+        Figure::ratio(
+            "echo_floor",
+            Reach::None,
+            &between(3, 2, echo),
+            "us",
+            "the same for echoes",
+        ),
     ])
+}
+
+/// Takes every way in each round: ours, the hand-run ssh with its settings and with ours, and that behind HAProxy and TLS.
+fn all_rounds(rig: &mut Rig, rounds: usize, bytes: u64) -> Result<[Vec<Round>; 4]> {
+    let to = format!("localhost:{STREAM_PORT}");
+    let mut results: [Vec<Round>; 4] = Default::default();
+    for at in 0..rounds {
+        for step in 0..4 {
+            let way = (at + step) % 4;
+            rig.settle()?;
+            let result = if way == 0 {
+                // The tunnel opens with the first bytes.
+                let result = round(Connection::ours(&rig.lab)?, bytes)?;
+                rig.close()?;
+                result
+            } else {
+                let client = if way == 1 { Client::Default } else { Client::Equal };
+                rig.open_by_hand(client, &to)?;
+                let connection = match way {
+                    3 => Connection::bare(&rig.lab)?,
+                    _ => Connection::tcp(&rig.lab, FORWARD)?,
+                };
+                let result = round(connection, bytes)?;
+                rig.close_by_hand()?;
+                result
+            };
+            results[way].push(result);
+        }
+    }
+    Ok(results)
 }
