@@ -129,6 +129,8 @@ pub struct Leases {
     by_child: HashMap<Process, Process>,
     by_tunnel: HashMap<TunnelId, Process>,
     due: BTreeSet<(Instant, Process)>,
+    /// How many logins hold a tunnel.
+    held: usize,
 }
 
 impl Leases {
@@ -143,6 +145,7 @@ impl Leases {
             by_child: HashMap::new(),
             by_tunnel: HashMap::new(),
             due: BTreeSet::new(),
+            held: 0,
         }
     }
 
@@ -352,6 +355,7 @@ impl Leases {
             // Whether the lease of a claim gets written is not known yet; the daemon takes it back if it does.
             Stage::Reserved | Stage::Claiming { .. } => Vec::new(),
             Stage::Holding(Holding { tunnel, epoch, .. }) => {
+                self.held -= 1;
                 if self.by_tunnel.get(&tunnel) == Some(&login) {
                     self.by_tunnel.remove(&tunnel);
                 }
@@ -450,14 +454,9 @@ impl Leases {
 
     /// How many tunnels are held, how many logins are under way, how many ports are free and how many rest.
     pub fn counts(&self) -> Counts {
-        let held = self
-            .logins
-            .values()
-            .filter(|login| matches!(login.stage, Stage::Holding(_)))
-            .count();
         Counts {
-            held,
-            landing: self.logins.len() - held,
+            held: self.held,
+            landing: self.logins.len() - self.held,
             free: self.ports.free(),
             resting: self.ports.resting(),
         }
@@ -469,6 +468,7 @@ impl Leases {
         let due = idle.map_or(expires, |idle| expires.min(now + idle.limit));
         if let Some(known) = self.logins.get_mut(&login) {
             self.due.remove(&(known.due, login));
+            self.held += usize::from(!matches!(known.stage, Stage::Holding(_)));
             known.due = due;
             known.stage = Stage::Holding(Holding {
                 child,

@@ -12,6 +12,7 @@ mod enrolment;
 mod examine;
 mod forget;
 mod grants;
+mod group;
 mod leases;
 mod openers;
 mod presence;
@@ -43,12 +44,18 @@ pub use tunnels::{Asker, Times, Tunnel};
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use group::Group;
+use leases::{Activated, Activation, Claim, Landing};
+use openers::Call;
+use rssh_proto::{DeviceId, InstanceId, ServerId, TunnelId};
 use rssh_stores::postgres::Doubt;
 use rssh_stores::{Latency, Postgres, UrlError};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgPool, PgPoolOptions};
+use tunnels::Told;
 
 use crate::config::Database;
+use crate::ssh_keygen::PublicKey;
 
 /// How long a call may take before it is an error.
 pub const PATIENCE: Duration = Duration::from_millis(1400);
@@ -62,6 +69,8 @@ pub enum StoreError {
     Away,
     #[error("database: {0}")]
     Sql(#[from] sqlx::Error),
+    #[error("these calls cannot go to the database together")]
+    Apart,
     #[error("the database's url is wrong: {0}")]
     Url(UrlError),
     #[error("database migration: {0}")]
@@ -116,6 +125,34 @@ pub struct Store {
     doubt: Doubt,
     /// How long calls take.
     latency: Latency,
+    groups: Groups,
+}
+
+/// The steps of every open, which go to the database in groups.
+#[derive(Clone)]
+struct Groups {
+    opens: Group<Call, Opening>,
+    landings: Group<(ServerId, PublicKey), Landing>,
+    claims: Group<Claim, ClaimOutcome>,
+    activations: Group<Activation, Activated>,
+    speakers: Group<(DeviceId, InstanceId), bool>,
+    answers: Group<(TunnelId, DeviceId), Told>,
+    unanswered: Group<TunnelId, Option<Tunnel>>,
+}
+
+impl Groups {
+    fn new() -> Self {
+        Self {
+            // What somebody waits for has a second statement begun while the first one's commit waits for the disk.
+            opens: Group::new(2),
+            landings: Group::new(1),
+            claims: Group::new(2),
+            activations: Group::new(1),
+            speakers: Group::new(1),
+            answers: Group::new(1),
+            unanswered: Group::new(1),
+        }
+    }
 }
 
 impl Store {
@@ -129,6 +166,8 @@ impl Store {
             host.application_name("rssh-serverd").options([
                 ("statement_timeout", patience.as_str()),
                 ("lock_timeout", patience.as_str()),
+                // A server that stands still keeps rows locked for no longer either.
+                ("idle_in_transaction_session_timeout", patience.as_str()),
             ])
         });
         let options = PgPoolOptions::new()
@@ -142,6 +181,7 @@ impl Store {
             pool,
             doubt,
             latency: Latency::default(),
+            groups: Groups::new(),
         })
     }
 
@@ -232,6 +272,7 @@ fn migrator() -> Migrator {
             migration(7, "shares", include_str!("../../migrations/0007_shares.sql")),
             migration(9, "ssh_keys", include_str!("../../migrations/0009_ssh_keys.sql")),
             migration(10, "closes", include_str!("../../migrations/0010_closes.sql")),
+            migration(11, "grouped", include_str!("../../migrations/0011_grouped.sql")),
         ]),
         ..Migrator::DEFAULT
     }

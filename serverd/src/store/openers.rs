@@ -1,13 +1,15 @@
 //! Who asks for tunnels: opening them, sharing them and giving them up.
 
-use rssh_proto::payload::{CloseRequest, OpenRequest, Which};
-use rssh_proto::{Failure, FailureKind, Target, TunnelId};
-use sqlx::postgres::PgConnection;
-use sqlx::{Postgres, Transaction};
+use std::collections::HashMap;
 
-use super::quotas::{self, Quotas};
+use rssh_proto::payload::{CloseRequest, OpenRequest, Which};
+use rssh_proto::{Failure, FailureKind, Target};
+use sqlx::postgres::PgConnection;
+
+use super::grants::limit;
+use super::quotas::{self, Quotas, Usage};
 use super::tunnels::{Asker, Tunnel, end, live, read, tunnel_columns};
-use super::{Store, StoreError};
+use super::{PATIENCE, Store, StoreError};
 
 /// What became of a request to open.
 #[derive(Debug)]
@@ -44,17 +46,17 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn open(&self, asker: &Asker, request: &OpenRequest, bounds: &Bounds) -> Result<Opening, StoreError> {
-        self.within(async {
-            let mut tx = self.pool.begin().await?;
-            let opening = open(&mut tx, asker, request, bounds).await?;
-            match opening {
-                // It has written nothing but its locks, and a commit would wait for the disk.
-                Opening::Refused(_) => tx.rollback().await?,
-                _ => tx.commit().await?,
-            }
-            Ok(opening)
-        })
-        .await
+        let call = Call {
+            asker: asker.clone(),
+            request: request.clone(),
+            bounds: *bounds,
+        };
+        let store = self.clone();
+        let run = move |calls: Vec<Call>| {
+            let store = store.clone();
+            async move { store.within(open_all(&store, &calls)).await }
+        };
+        self.groups.opens.ask(PATIENCE, call, run).await
     }
 
     /// Gives tunnels up for a user; those that nobody else holds are closed, and their sessions are to end. The same
@@ -84,174 +86,133 @@ impl Store {
     }
 }
 
-async fn open(
-    tx: &mut Transaction<'_, Postgres>,
-    asker: &Asker,
-    request: &OpenRequest,
-    bounds: &Bounds,
-) -> Result<Opening, StoreError> {
-    let refuse = |kind, message: String| Ok(Opening::Refused(Failure::new(kind, message)));
-    // The locks put one user's requests in a row: two at once find the same tunnel, and each counts the other.
-    quotas::lock(tx, &asker.user, &request.device).await?;
-    let (enrolled, known, quarantined, permitted): (bool, bool, bool, bool) = sqlx::query_as(
-        "SELECT EXISTS (SELECT FROM users WHERE id = $1),
-                EXISTS (SELECT FROM devices WHERE id = $2),
-                EXISTS (SELECT FROM devices WHERE id = $2 AND quarantined_until > clock_timestamp()),
-                EXISTS (SELECT FROM permits($1, $2, $3))",
-    )
-    .bind(asker.user.as_str())
-    .bind(request.device.as_str())
-    .bind(request.target.to_string())
-    .fetch_one(&mut **tx)
-    .await?;
-    match (enrolled, permitted, known, quarantined) {
-        (false, ..) => return refuse(FailureKind::Denied, format!("the user {} is not enrolled", asker.user)),
-        // Whether the device exists is not for everyone to know.
-        (true, false, ..) => {
-            let message = format!(
-                "{} may not open {} on {}; ask an administrator for a grant",
-                asker.user, request.target, request.device
-            );
-            return refuse(FailureKind::Denied, message);
-        }
-        (true, true, false, _) => {
-            let message = format!("{} is not a registered device; check the name", request.device);
-            return refuse(FailureKind::UnknownDevice, message);
-        }
-        (true, true, true, true) => {
-            let message = format!(
-                "{} is quarantined: two agents use its identity; stop one of them and wait ten minutes",
-                request.device
-            );
-            return refuse(FailureKind::Quarantined, message);
-        }
-        (true, true, true, false) => {}
-    }
+/// A request to open, with whose it is.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    asker: Asker,
+    request: OpenRequest,
+    bounds: Bounds,
+}
 
-    let earlier = sqlx::query(concat!(
-        "SELECT ",
-        tunnel_columns!(),
-        " FROM openers o JOIN tunnels t ON t.id = o.tunnel_id WHERE o.request_id = $1"
-    ))
-    .bind(asker.request.uuid())
-    .fetch_optional(&mut **tx)
-    .await?;
-    if let Some(row) = earlier {
-        let tunnel = read(&row)?;
-        if tunnel.user != asker.user {
-            return refuse(
-                FailureKind::Denied,
-                "the request's id belongs to another user".to_owned(),
-            );
-        }
-        return Ok(Opening::Existing(tunnel));
-    }
+/// What the database says of a request: what became of it, the tunnel, and of a limit that is reached whose it is and
+/// what of it is used.
+type Row = (
+    String,
+    Option<uuid::Uuid>,
+    Option<String>,
+    Option<i32>,
+    Option<i32>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+);
 
-    let shared = sqlx::query(concat!(
-        "SELECT ",
-        tunnel_columns!(),
-        " FROM tunnels t WHERE t.user_id = $1 AND t.device_id = $2 AND t.target = $3 AND NOT $4
-             AND t.expires_at > clock_timestamp()
-             AND (t.state <> 'requested' OR t.deadline_at > clock_timestamp()) AND t.state IN ",
-        live!(),
-        " ORDER BY t.created_at DESC LIMIT 1"
-    ))
-    .bind(asker.user.as_str())
-    .bind(request.device.as_str())
-    .bind(request.target.to_string())
-    .bind(request.new)
-    .fetch_optional(&mut **tx)
-    .await?;
-    if let Some(row) = shared {
-        let tunnel = read(&row)?;
-        add_opener(tx, tunnel.id, asker, request.hold, bounds.deadline_ms).await?;
-        // Whoever waits longest decides how long the device has.
-        sqlx::query(
-            "UPDATE tunnels SET deadline_at = greatest(deadline_at, clock_timestamp() + $2 * interval '1 ms')
-             WHERE id = $1 AND state = 'requested'",
-        )
-        .bind(tunnel.id.uuid())
-        .bind(f64::from(bounds.deadline_ms))
-        .execute(&mut **tx)
-        .await?;
-        return Ok(Opening::Existing(tunnel));
-    }
-
-    let usages = quotas::usages(tx, &asker.user, &request.device, &bounds.quotas).await?;
-    if let Some(failure) = quotas::refusal(&usages) {
-        return Ok(Opening::Refused(failure));
-    }
-    let (grant, max_ttl_s) = match grant_with_room(tx, asker, request).await? {
-        Ok(found) => found,
-        Err(failure) => return Ok(Opening::Refused(failure)),
+async fn open_all(store: &Store, calls: &[Call]) -> Result<Vec<Opening>, StoreError> {
+    let Some(quotas) = calls.first().map(|call| call.bounds.quotas) else {
+        return Ok(Vec::new());
     };
-    let row = sqlx::query(concat!(
-        "INSERT INTO tunnels AS t (id, user_id, device_id, target, remote_port, idle_s, deadline_at, expires_at, grant_id)
-         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 ms', clock_timestamp() + $8 * interval '1 s',
-                 $9)
-         RETURNING ",
-        tunnel_columns!()
-    ))
-    .bind(asker.request.uuid())
-    .bind(asker.user.as_str())
-    .bind(request.device.as_str())
-    .bind(request.target.to_string())
-    .bind(request.remote_port.map(i32::from))
-    .bind(request.idle_s.filter(|seconds| *seconds > 0).map(|seconds| i32::try_from(seconds).unwrap_or(i32::MAX)))
-    .bind(f64::from(bounds.deadline_ms))
-    .bind(f64::from(max_ttl_s.map_or(bounds.ttl_s, |most| bounds.ttl_s.min(most))))
-    .bind(grant)
-    .fetch_one(&mut **tx)
-    .await?;
-    let tunnel = read(&row)?;
-    add_opener(tx, tunnel.id, asker, request.hold, bounds.deadline_ms).await?;
-    Ok(Opening::New(tunnel))
-}
-
-/// Of the grants that allow a tunnel, one that has room for it: the one that lets it live longest, with how long that is.
-async fn grant_with_room(
-    connection: &mut PgConnection,
-    asker: &Asker,
-    request: &OpenRequest,
-) -> Result<Result<(i64, Option<u32>), Failure>, StoreError> {
-    let found: Option<(i64, Option<i32>)> = sqlx::query_as(concat!(
-        "SELECT p.id, p.max_ttl_s FROM permits($1, $2, $3) p
-         WHERE p.max_tunnels IS NULL OR p.max_tunnels > (
-             SELECT count(*) FROM tunnels t WHERE t.grant_id = p.id AND t.user_id = $1 AND t.state IN ",
-        live!(),
-        ")
-         ORDER BY p.max_ttl_s DESC NULLS FIRST, p.id LIMIT 1"
-    ))
-    .bind(asker.user.as_str())
-    .bind(request.device.as_str())
-    .bind(request.target.to_string())
-    .fetch_optional(connection)
-    .await?;
-    Ok(match found {
-        Some((grant, max_ttl_s)) => Ok((grant, max_ttl_s.and_then(|seconds| u32::try_from(seconds).ok()))),
-        None => Err(quotas::grant_is_used_up(&asker.user, &request.device)),
-    })
-}
-
-async fn add_opener(
-    connection: &mut PgConnection,
-    tunnel: TunnelId,
-    asker: &Asker,
-    hold: bool,
-    deadline_ms: u32,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO openers (request_id, tunnel_id, session, hold, waits_until)
-         VALUES ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 ms')",
+    if calls.iter().any(|call| call.bounds.quotas != quotas) {
+        return Err(StoreError::Apart);
+    }
+    fn all<T>(calls: &[Call], value: impl Fn(&Call) -> T) -> Vec<T> {
+        calls.iter().map(value).collect()
+    }
+    // A transaction of one statement: a server that stands still keeps nobody's rows locked.
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT outcome, tunnel, who, most, most_opens, alive, recent, frees_in_s
+         FROM open_tunnels($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
     )
-    .bind(asker.request.uuid())
-    .bind(tunnel.uuid())
-    .bind(asker.session.as_str())
-    .bind(hold)
-    .bind(f64::from(deadline_ms))
-    .execute(connection)
+    .bind(all(calls, |call| call.asker.request.uuid()))
+    .bind(all(calls, |call| call.asker.session.to_string()))
+    .bind(all(calls, |call| call.asker.user.to_string()))
+    .bind(all(calls, |call| call.request.device.to_string()))
+    .bind(all(calls, |call| call.request.target.to_string()))
+    .bind(all(calls, |call| call.request.remote_port.map(i32::from)))
+    .bind(all(calls, |call| {
+        let idle_s = call.request.idle_s.filter(|seconds| *seconds > 0);
+        idle_s.map(|seconds| i32::try_from(seconds).unwrap_or(i32::MAX))
+    }))
+    .bind(all(calls, |call| call.request.new))
+    .bind(all(calls, |call| call.request.hold))
+    .bind(all(calls, |call| f64::from(call.bounds.deadline_ms)))
+    .bind(all(calls, |call| f64::from(call.bounds.ttl_s)))
+    .bind(limit(quotas.user_tunnels))
+    .bind(limit(quotas.user_opens_per_minute))
+    .bind(limit(quotas.device_tunnels))
+    .bind(limit(quotas.device_opens_per_minute))
+    .fetch_all(&store.pool)
     .await?;
-    Ok(())
+    let ids: Vec<uuid::Uuid> = rows.iter().filter_map(|row| row.1).collect();
+    let mut tunnels = HashMap::new();
+    if !ids.is_empty() {
+        let found = sqlx::query(concat!(
+            "SELECT ",
+            tunnel_columns!(),
+            " FROM tunnels t WHERE t.id = ANY($1)"
+        ))
+        .bind(&ids)
+        .fetch_all(&store.pool)
+        .await?;
+        for row in &found {
+            let tunnel = read(row)?;
+            tunnels.insert(tunnel.id.uuid(), tunnel);
+        }
+    }
+    calls
+        .iter()
+        .zip(rows)
+        .map(|(call, row)| {
+            let tunnel = row.1.and_then(|id| tunnels.get(&id).cloned());
+            opening(call, row, tunnel)
+        })
+        .collect()
+}
+
+/// What became of a request, as the database says.
+fn opening(call: &Call, row: Row, tunnel: Option<Tunnel>) -> Result<Opening, StoreError> {
+    let Call {
+        asker: Asker { user, .. },
+        request: OpenRequest { device, target, .. },
+        ..
+    } = call;
+    let (outcome, _, who, max_tunnels, opens_per_minute, tunnels, opens, frees_in_s) = row;
+    let refuse = |kind, message: String| Ok(Opening::Refused(Failure::new(kind, message)));
+    match (outcome.as_str(), tunnel) {
+        ("new", Some(tunnel)) => Ok(Opening::New(tunnel)),
+        ("existing", Some(tunnel)) => Ok(Opening::Existing(tunnel)),
+        ("another-users", _) => refuse(
+            FailureKind::Denied,
+            "the request's id belongs to another user".to_owned(),
+        ),
+        ("not-enrolled", _) => refuse(FailureKind::Denied, format!("the user {user} is not enrolled")),
+        // Whether the device exists is not for everyone to know.
+        ("not-granted", _) => refuse(
+            FailureKind::Denied,
+            format!("{user} may not open {target} on {device}; ask an administrator for a grant"),
+        ),
+        ("unknown-device", _) => refuse(
+            FailureKind::UnknownDevice,
+            format!("{device} is not a registered device; check the name"),
+        ),
+        ("quarantined", _) => refuse(
+            FailureKind::Quarantined,
+            format!("{device} is quarantined: two agents use its identity; stop one of them and wait ten minutes"),
+        ),
+        ("used-up", _) => {
+            let usage = Usage {
+                who: who.unwrap_or_default(),
+                max_tunnels,
+                opens_per_minute,
+                tunnels: tunnels.unwrap_or_default(),
+                opens: opens.unwrap_or_default(),
+                frees_in_s: frees_in_s.unwrap_or_default(),
+            };
+            let failure = quotas::refusal(&usage).ok_or_else(|| StoreError::value("a limit", format!("{usage:?}")))?;
+            Ok(Opening::Refused(failure))
+        }
+        ("grant-used-up", _) => Ok(Opening::Refused(quotas::grant_is_used_up(user, device))),
+        (other, _) => Err(StoreError::value("an outcome", other)),
+    }
 }
 
 /// The live tunnels that a user wants closed, locked; or those that this very request has given up before, and no other:

@@ -4,7 +4,7 @@ use rssh_proto::payload::{DeviceInfo, DeviceStatus, Presence};
 use rssh_proto::{DeviceId, Epoch, InstanceId, Tags, TunnelId, UserId};
 
 use super::tunnels::{Tunnel, live, read, tunnel_columns};
-use super::{Store, StoreError, counter, stored, uncounter};
+use super::{PATIENCE, Store, StoreError, counter, stored, uncounter};
 
 /// How often the agent of a device may be another one within a minute: restarts are.
 const MOST_TURNS: i32 = 3;
@@ -132,6 +132,16 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn note_instance(&self, device: &DeviceId, instance: &InstanceId) -> Result<bool, StoreError> {
+        let store = self.clone();
+        let run = move |calls: Vec<(DeviceId, InstanceId)>| {
+            let store = store.clone();
+            async move { store.within(others(&store, &calls)).await }
+        };
+        let speaker = (device.clone(), instance.clone());
+        // Nearly always it is the one that spoke last.
+        if !self.groups.speakers.ask(PATIENCE, speaker, run).await? {
+            return Ok(false);
+        }
         self.within(async {
             let turned: Option<(i32,)> = sqlx::query_as(
                 "UPDATE devices SET instance = $2,
@@ -181,4 +191,20 @@ impl Store {
         let open = wanted.into_iter().filter(|tunnel| !held(tunnel.id)).collect();
         Ok(Reconcile { open, close })
     }
+}
+
+/// Of each device and the agent that speaks for it, whether another one did before.
+async fn others(store: &Store, calls: &[(DeviceId, InstanceId)]) -> Result<Vec<bool>, StoreError> {
+    let devices: Vec<&str> = calls.iter().map(|(device, _)| device.as_str()).collect();
+    let instances: Vec<&str> = calls.iter().map(|(_, instance)| instance.as_str()).collect();
+    let rows: Vec<(i64,)> = sqlx::query_as(
+        "SELECT n.at FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n(device, instance, at)
+         JOIN devices d ON d.id = n.device WHERE d.instance IS DISTINCT FROM n.instance",
+    )
+    .bind(&devices)
+    .bind(&instances)
+    .fetch_all(&store.pool)
+    .await?;
+    let differs = |at: usize| rows.iter().any(|(other,)| usize::try_from(*other) == Ok(at));
+    Ok((1..=calls.len()).map(differs).collect())
 }

@@ -5,7 +5,7 @@ use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, SessionId, Tar
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 
-use super::{Store, StoreError, counter, port, stored, uncounter};
+use super::{PATIENCE, Store, StoreError, counter, port, stored, uncounter};
 
 /// A tunnel as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,9 @@ pub struct Asker {
     pub session: SessionId,
     pub request: TunnelId,
 }
+
+/// A tunnel that has changed, and whom to tell; `None` when there was nothing to change.
+pub(super) type Told = Option<(Tunnel, Vec<Asker>)>;
 
 /// When a tunnel reached each stage: milliseconds from its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +85,24 @@ macro_rules! live {
     };
 }
 pub(super) use live;
+
+/// The column, after a tunnel's, that [`with_askers`] reads: the askers who may still listen.
+macro_rules! asker_column {
+    () => {
+        ", ARRAY(SELECT o.request_id || ' ' || o.session FROM openers o
+                 WHERE o.tunnel_id = t.id AND o.released_by IS NULL AND o.waits_until > clock_timestamp() LIMIT 64)
+             AS askers"
+    };
+}
+pub(super) use asker_column;
+
+/// That the commit of a statement does not wait for the disk, as a condition that holds.
+macro_rules! quickly {
+    () => {
+        "set_config('synchronous_commit', 'off', true) IS NOT NULL"
+    };
+}
+pub(super) use quickly;
 
 /// Whether the grants still allow the user's tunnel: who may not open it may not read of it either.
 macro_rules! permitted {
@@ -132,6 +153,24 @@ pub(super) fn read(row: &PgRow) -> Result<Tunnel, StoreError> {
 /// A tunnel with the times of its stages.
 pub(super) fn traced(row: &PgRow) -> Result<(Tunnel, Times), StoreError> {
     Ok((read(row)?, times(row)?))
+}
+
+/// A tunnel with its askers.
+pub(super) fn with_askers(row: &PgRow) -> Result<(Tunnel, Vec<Asker>), StoreError> {
+    let tunnel = read(row)?;
+    let texts: Vec<String> = row.try_get("askers")?;
+    let asker = |text: &String| {
+        let (request, session) = text
+            .split_once(' ')
+            .ok_or_else(|| StoreError::value("an asker", text))?;
+        Ok(Asker {
+            user: tunnel.user.clone(),
+            session: stored("a session", session)?,
+            request: stored("a request", request)?,
+        })
+    };
+    let askers = texts.iter().map(asker).collect::<Result<_, StoreError>>()?;
+    Ok((tunnel, askers))
 }
 
 fn times(row: &PgRow) -> Result<Times, StoreError> {
@@ -339,18 +378,12 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn unanswered(&self, tunnel: TunnelId) -> Result<Option<Tunnel>, StoreError> {
-        self.within(async {
-            let row = sqlx::query(concat!(
-                "SELECT ",
-                tunnel_columns!(),
-                " FROM tunnels t WHERE t.id = $1 AND t.state = 'requested' AND t.answered_at IS NULL"
-            ))
-            .bind(tunnel.uuid())
-            .fetch_optional(&self.pool)
-            .await?;
-            row.as_ref().map(read).transpose()
-        })
-        .await
+        let store = self.clone();
+        let run = move |calls: Vec<TunnelId>| {
+            let store = store.clone();
+            async move { store.within(unanswered_of(&store, &calls)).await }
+        };
+        self.groups.unanswered.ask(PATIENCE, tunnel, run).await
     }
 
     /// Notes that the device has acknowledged a tunnel; `None` when there was nothing to note.
@@ -362,27 +395,12 @@ impl Store {
         tunnel: TunnelId,
         device: &DeviceId,
     ) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
-        self.within(async {
-            let mut tx = self.pool.begin().await?;
-            sqlx::query("SET LOCAL synchronous_commit = off")
-                .execute(&mut *tx)
-                .await?;
-            let row = sqlx::query(concat!(
-                "UPDATE tunnels t SET answered_at = clock_timestamp()
-                 WHERE t.id = $1 AND t.device_id = $2 AND t.answered_at IS NULL AND t.state IN ",
-                live!(),
-                " RETURNING ",
-                tunnel_columns!()
-            ))
-            .bind(tunnel.uuid())
-            .bind(device.as_str())
-            .fetch_optional(&mut *tx)
-            .await?;
-            let told = told(&mut tx, row).await?;
-            tx.commit().await?;
-            Ok(told)
-        })
-        .await
+        let store = self.clone();
+        let run = move |calls: Vec<(TunnelId, DeviceId)>| {
+            let store = store.clone();
+            async move { store.within(answer_all(&store, &calls)).await }
+        };
+        self.groups.answers.ask(PATIENCE, (tunnel, device.clone()), run).await
     }
 
     /// Ends a tunnel that has not become active with a named failure; `None` when it is past that.
@@ -495,6 +513,51 @@ impl Store {
         })
         .await
     }
+}
+
+/// Those of some tunnels that no device has acknowledged; in their order.
+async fn unanswered_of(store: &Store, calls: &[TunnelId]) -> Result<Vec<Option<Tunnel>>, StoreError> {
+    let ids: Vec<uuid::Uuid> = calls.iter().map(|tunnel| tunnel.uuid()).collect();
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        tunnel_columns!(),
+        " FROM tunnels t WHERE t.id = ANY($1) AND t.state = 'requested' AND t.answered_at IS NULL"
+    ))
+    .bind(&ids)
+    .fetch_all(&store.pool)
+    .await?;
+    let found: Vec<Tunnel> = rows.iter().map(read).collect::<Result<_, _>>()?;
+    let one = |id: &TunnelId| found.iter().find(|tunnel| tunnel.id == *id).cloned();
+    Ok(calls.iter().map(one).collect())
+}
+
+/// Notes acknowledgements, each of a tunnel by its device; in their order.
+async fn answer_all(store: &Store, calls: &[(TunnelId, DeviceId)]) -> Result<Vec<Told>, StoreError> {
+    let ids: Vec<uuid::Uuid> = calls.iter().map(|(tunnel, _)| tunnel.uuid()).collect();
+    let devices: Vec<&str> = calls.iter().map(|(_, device)| device.as_str()).collect();
+    let rows = sqlx::query(concat!(
+        "WITH asked AS MATERIALIZED (
+             SELECT t.id FROM unnest($1::uuid[], $2::text[]) AS n(id, device) JOIN tunnels t ON t.id = n.id
+             WHERE t.device_id = n.device AND t.answered_at IS NULL AND t.state IN ",
+        live!(),
+        // Whoever holds a row now claims the tunnel or ends it; else the order is repeated, and acknowledged once more.
+        "    FOR NO KEY UPDATE OF t SKIP LOCKED)
+         UPDATE tunnels t SET answered_at = clock_timestamp() FROM asked WHERE t.id = asked.id AND ",
+        quickly!(),
+        " RETURNING ",
+        tunnel_columns!(),
+        asker_column!()
+    ))
+    .bind(&ids)
+    .bind(&devices)
+    .fetch_all(&store.pool)
+    .await?;
+    let mut found: Vec<(Tunnel, Vec<Asker>)> = rows.iter().map(with_askers).collect::<Result<_, _>>()?;
+    let mut one = |id: TunnelId| {
+        let at = found.iter().position(|(tunnel, _)| tunnel.id == id)?;
+        Some(found.swap_remove(at))
+    };
+    Ok(calls.iter().map(|(id, _)| one(*id)).collect())
 }
 
 /// The tunnel of a returned row with its askers.

@@ -24,9 +24,6 @@ use nix::unistd::{Uid, setfsuid};
 use rssh_proto::claim::{ClaimReply, LINE_LIMIT};
 use serde::{Deserialize, Serialize};
 
-/// How often sshd asks about a key in one login: whether it would do, and again with the signature.
-const ASKS: usize = 2;
-
 /// Stands in for a process of sshd's.
 #[derive(Debug, Parser)]
 pub struct Args {
@@ -137,14 +134,12 @@ fn say(number: u32, answer: &Answer) -> Result<()> {
     Ok(io::stdout().write_all(&line)?)
 }
 
-/// As `rssh-authorize` does, as often as sshd runs it.
+/// As `rssh-authorize` does, which sshd runs once: a device's ssh offers no key before it signs with it.
 fn authorize(socket: &Path, line: &str) -> Result<Answer> {
-    for _ in 0..ASKS {
-        if ask(socket, line)?.is_empty() {
-            return Ok(Answer::Refused("not authorized".to_owned()));
-        }
-    }
-    Ok(Answer::Authorized)
+    Ok(match ask(socket, line)?.is_empty() {
+        true => Answer::Refused("not authorized".to_owned()),
+        false => Answer::Authorized,
+    })
 }
 
 /// As `rssh-claim` does.

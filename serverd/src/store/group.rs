@@ -1,0 +1,212 @@
+//! Many calls of one kind in one statement: what comes while the database is at work goes to it together, next.
+//!
+//! A call that comes alone is asked at once. Under load a statement, its plan and its commit are shared by as many as
+//! have gathered meanwhile, and each of them costs less the more there are.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::StoreError;
+
+/// How many calls go into one statement at most.
+const MOST: usize = 64;
+
+type Asker<A> = oneshot::Sender<Result<A, StoreError>>;
+
+/// Calls of one kind; clones share them.
+pub(super) struct Group<C, A>(Arc<Mutex<Queue<C, A>>>);
+
+struct Queue<C, A> {
+    /// How many statements may be under way at once, and how many are.
+    lanes: usize,
+    running: usize,
+    waiting: VecDeque<(C, Asker<A>)>,
+}
+
+impl<C, A> Clone for Group<C, A> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<C, A> Group<C, A> {
+    /// With so many statements under way at once.
+    pub(super) fn new(lanes: usize) -> Self {
+        Self(Arc::new(Mutex::new(Queue {
+            lanes,
+            running: 0,
+            waiting: VecDeque::new(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<C, A>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next calls, without those that nobody waits for any more; `None` ends the lane.
+    fn next(&self) -> Option<Vec<(C, Asker<A>)>> {
+        let mut queue = self.lock();
+        queue.waiting.retain(|(_, asker)| !asker.is_closed());
+        if queue.waiting.is_empty() {
+            queue.running -= 1;
+            return None;
+        }
+        let count = queue.waiting.len().min(MOST);
+        Some(queue.waiting.drain(..count).collect())
+    }
+}
+
+impl<C: Clone + Send + 'static, A: Send + 'static> Group<C, A> {
+    /// Asks together with whoever asks at this time, and waits for so long. `run` takes calls to the database and brings
+    /// an answer for each, in their order; what it cannot do together it is given one by one.
+    ///
+    /// # Errors
+    /// When the database refuses this call, or is away.
+    pub(super) async fn ask<R, F>(&self, patience: Duration, call: C, run: R) -> Result<A, StoreError>
+    where
+        R: Fn(Vec<C>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Vec<A>, StoreError>> + Send,
+    {
+        let (asker, answer) = oneshot::channel();
+        let starts = {
+            let mut queue = self.lock();
+            queue.waiting.push_back((call, asker));
+            let starts = queue.running < queue.lanes;
+            queue.running += usize::from(starts);
+            starts
+        };
+        if starts {
+            // A task of its own: this caller may stop waiting, and others' calls go on.
+            let group = self.clone();
+            tokio::spawn(async move {
+                while let Some(calls) = group.next() {
+                    serve(&run, calls).await;
+                }
+            });
+        }
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(StoreError::Away),
+        }
+    }
+}
+
+/// Has calls answered, all at once or, where the database does not take them so, each by itself.
+async fn serve<C, A, R, F>(run: &R, calls: Vec<(C, Asker<A>)>)
+where
+    C: Clone,
+    R: Fn(Vec<C>) -> F,
+    F: Future<Output = Result<Vec<A>, StoreError>>,
+{
+    let (calls, askers): (Vec<C>, Vec<Asker<A>>) = calls.into_iter().unzip();
+    match run(calls.clone()).await {
+        Ok(answers) => {
+            for (asker, answer) in askers.into_iter().zip(answers) {
+                // One that no longer waits is no fault.
+                let _ = asker.send(Ok(answer));
+            }
+        }
+        Err(error) if askers.len() == 1 => tell(askers, error),
+        Err(StoreError::Apart | StoreError::Sql(sqlx::Error::Database(_))) => {
+            for (call, asker) in calls.into_iter().zip(askers) {
+                let answer = run(vec![call])
+                    .await
+                    .and_then(|answers| answers.into_iter().next().ok_or(StoreError::Away));
+                let _ = asker.send(answer);
+            }
+        }
+        // Nobody has had an answer; dropping the askers says so.
+        Err(error) => tracing::debug!(%error, calls = askers.len(), "the database has not answered"),
+    }
+}
+
+fn tell<A>(askers: Vec<Asker<A>>, error: StoreError) {
+    if let Some(asker) = askers.into_iter().next() {
+        let _ = asker.send(Err(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Asks for each number at once; a statement doubles its calls, and refuses those with 13 unless it is alone.
+    async fn ask_all(numbers: std::ops::Range<u32>) -> (Vec<Result<u32, StoreError>>, Vec<usize>) {
+        let group = Group::<u32, u32>::new(1);
+        let sizes = Arc::new(Mutex::new(Vec::new()));
+        let asks = numbers.map(|number| {
+            let (group, sizes) = (group.clone(), sizes.clone());
+            tokio::spawn(async move {
+                let run = move |calls: Vec<u32>| {
+                    let sizes = sizes.clone();
+                    async move {
+                        sizes.lock().expect("not poisoned").push(calls.len());
+                        // Others come meanwhile.
+                        tokio::task::yield_now().await;
+                        match &calls[..] {
+                            [13] => Err(StoreError::Reserved("13".to_owned())),
+                            several if several.contains(&13) => Err(StoreError::Apart),
+                            several => Ok(several.iter().map(|call| call * 2).collect()),
+                        }
+                    }
+                };
+                group.ask(LONG, number, run).await
+            })
+        });
+        let asks: Vec<_> = asks.collect();
+        let mut answers = Vec::new();
+        for ask in asks {
+            answers.push(ask.await.expect("no panic"));
+        }
+        let sizes = sizes.lock().expect("not poisoned").clone();
+        (answers, sizes)
+    }
+
+    #[tokio::test]
+    async fn calls_that_come_together_share_a_statement_and_each_has_its_own_answer() {
+        let (answers, sizes) = ask_all(100..300).await;
+        let answers: Vec<u32> = answers.into_iter().map(Result::unwrap_or_default).collect();
+        assert_eq!(answers, (100..300).map(|number| number * 2).collect::<Vec<_>>());
+        assert!(sizes.len() < 20, "{sizes:?}");
+        assert!(sizes.iter().all(|size| *size <= MOST), "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_refused_harms_no_other() {
+        let (answers, _) = ask_all(0..30).await;
+        for (number, answer) in answers.into_iter().enumerate() {
+            match number {
+                13 => assert!(matches!(answer, Err(StoreError::Reserved(_))), "{answer:?}"),
+                _ => assert_eq!(answer.ok(), u32::try_from(number * 2).ok()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_stops_waiting_is_not_asked_for_and_the_next_is_answered() {
+        let group = Group::<u32, u32>::new(1);
+        let slow = |calls: Vec<u32>| async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(calls)
+        };
+        let (first, given_up, last) = tokio::join!(
+            group.ask(LONG, 1, slow),
+            group.ask(Duration::from_millis(1), 2, |_| async {
+                panic!("the first one's lane asks")
+            }),
+            async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                group.ask(LONG, 3, slow).await
+            },
+        );
+        assert_eq!((first.ok(), last.ok()), (Some(1), Some(3)));
+        assert!(matches!(given_up, Err(StoreError::Away)));
+        tokio::task::yield_now().await;
+        assert_eq!(group.lock().running, 0);
+    }
+}
