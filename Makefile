@@ -105,7 +105,7 @@ package-check: packages
 	@packaging/test/deb
 	@packaging/test/rpm
 
-# Needs root, debootstrap, systemd-container and nftables; the Debian systems are kept in target/package-test.
+# Needs root, debootstrap, systemd-container, nftables and dnsmasq-base; the Debian systems are kept in target/package-test.
 SUITES ?= bookworm trixie
 .PHONY: package-test
 package-test:

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod authorization;
+mod setup;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,10 +9,10 @@ use std::path::PathBuf;
 use crate::token::Scope;
 use clap::{Args, Parser, Subcommand};
 use rssh_proto::duration::Span;
-use rssh_proto::name::ProxyDomain;
 use rssh_proto::{DeviceId, HostPort, HttpsUrl, RouterId, ServerId, Tag, UserId};
 
 pub use authorization::{Audit, AuditCommand, DevicesArgs, Grant, Group, HolderArgs, LimitArgs, Member};
+pub use setup::{Admitted, SetupArgs};
 
 /// The rssh server daemon and the administration of an installation.
 #[derive(Debug, Parser)]
@@ -108,25 +109,6 @@ pub enum Command {
     Group(Group),
     /// What happened: who asked for what, landed, connected, was refused or was changed
     Audit(Audit),
-}
-
-#[derive(Debug, Args)]
-pub struct SetupArgs {
-    /// The domain of signed names, which points at this machine; asked for on a terminal
-    #[arg(long, value_name = "DOMAIN")]
-    pub domain: Option<ProxyDomain>,
-    /// This server's id; drawn at random when absent, and kept from then on
-    #[arg(long, value_name = "ID")]
-    pub id: Option<ServerId>,
-    /// The id of the router on this machine
-    #[arg(long, value_name = "ID", default_value = "lb1")]
-    pub router: RouterId,
-    /// Where leased ports and sshd listen, for load balancers on other machines too
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    pub address: IpAddr,
-    /// Say what would be changed, and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
 }
 
 /// A command that works on an installation.

@@ -129,11 +129,17 @@ pub struct Render<'a> {
 /// When the plugin is missing or the directory cannot be written.
 pub fn render(pki: &Pki, to: &Render<'_>) -> Result<(), BrokerError> {
     let plugin = plugin().ok_or(BrokerError::NoPlugin)?;
+    let (ip, port) = (to.listen.ip(), to.listen.port());
+    // Without an address it listens at every one, of either kind; with [::] at those of IPv6 alone.
+    let listen = match ip.is_ipv6() && ip.is_unspecified() {
+        true => port.to_string(),
+        false => format!("{port} {ip}"),
+    };
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let security = absolute(&to.dir.join(SECURITY));
     let text = format!(
         "# Rendered by rssh-serverd broker render.\n\
-         listener {port} {ip}\n\
+         listener {listen}\n\
          cafile {ca}\n\
          certfile {cert}\n\
          keyfile {key}\n\
@@ -155,8 +161,6 @@ pub fn render(pki: &Pki, to: &Render<'_>) -> Result<(), BrokerError> {
          log_type warning\n\
          log_type notice\n\
          user {user}\n",
-        port = to.listen.port(),
-        ip = to.listen.ip(),
         ca = absolute(&pki.clients_ca()).display(),
         cert = absolute(to.cert).display(),
         key = absolute(to.key).display(),

@@ -61,6 +61,7 @@ pub async fn run(config: Config) -> Result<()> {
     capacity::raise_descriptors();
 
     let store = Store::new(&config.database)?;
+    store.is_up_to_date().await?;
     let generation = take_id(&store, &id, config.redis.ttl.duration()).await?;
     let instance = InstanceId::generate();
     let tunnels = &config.tunnels;

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::home::Home;
 use crate::{pki, sshd};
 
-pub(super) async fn run(
+pub(crate) async fn run(
     config: &Config,
     url: HttpsUrl,
     connect: Option<HostPort>,

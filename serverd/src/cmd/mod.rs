@@ -4,7 +4,7 @@ mod audit;
 mod authorization;
 pub(crate) mod enroll;
 pub(crate) mod install;
-mod join;
+pub(crate) mod join;
 mod names;
 mod token;
 

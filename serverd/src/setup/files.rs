@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use rssh_proto::name::ProxyDomain;
 
+use super::join::Joining;
 use super::{BROKER_PORT, HAPROXY, LOCAL_REDIS, PKI, ROUTER, STATE, database};
 
 /// Where a server's sshd listens: more ports, more connections that one load balancer can make.
@@ -12,6 +13,8 @@ const SSHD_PORTS: [u16; 2] = [2201, 2202];
 const HEALTH_PORT: u16 = 8022;
 /// Where the server answers HTTPS, by way of the load balancer.
 const SERVER_HTTPS_PORT: u16 = 8023;
+/// Where rssh-routerd serves its metrics.
+const ROUTER_METRICS: &str = "127.0.0.1:8024";
 /// The load balancer's port for devices' ssh.
 pub(super) const DEVICES_PORT: u16 = 2222;
 /// That for signed names.
@@ -73,6 +76,66 @@ pki = "{PKI}"
     )
 }
 
+/// The database of the domain's machine, as another server connects to it: by TLS, with its certificate.
+pub(super) fn remote_database(domain: &ProxyDomain) -> String {
+    format!(
+        "postgres://{role}@{domain}/{name}?sslmode=verify-full&sslrootcert={STATE}/trust/servers-ca.pem\
+         &sslcert={STATE}/server.pem&sslkey={STATE}/server.key",
+        role = database::REMOTE,
+        name = database::DATABASE,
+    )
+}
+
+/// `serverd.toml` of another server: it issues nothing.
+pub(super) fn joined(joining: &Joining) -> String {
+    let Joining {
+        url,
+        domain,
+        address,
+        database,
+        redis,
+        ..
+    } = joining;
+    let address = IpAddr::V4(*address);
+    let listen = SSHD_PORTS.map(|port| format!("\"{}\"", SocketAddr::new(address, port)));
+    format!(
+        r#"# Written by rssh-serverd setup --join; yours to change. See rssh-serverd(8).
+state-dir = "{STATE}"
+
+[public]
+domain = "{domain}"
+ssh = ["{domain}:{DEVICES_PORT}"]
+bearer-port = {BEARER_PORT}
+
+[database]
+url = "{database}"
+
+[redis]
+url = "{redis}"
+
+[mqtt]
+brokers = ["{domain}:{BROKER_PORT}"]
+
+[sshd]
+# Leased ports listen here: an address that only the load balancers reach, by the rules in /etc/rssh/nftables.nft.
+address = "{address}"
+listen = [{listen}]
+ports = "20000-29999"
+dir = "/etc/rssh/sshd"
+
+[http]
+listen = "{health}"
+
+[https]
+listen = "{https}"
+url = "{url}"
+"#,
+        listen = listen.join(", "),
+        health = SocketAddr::new(address, HEALTH_PORT),
+        https = SocketAddr::new(address, SERVER_HTTPS_PORT),
+    )
+}
+
 /// How many connections HAProxy takes on, where it may not open as many files as it would by default.
 fn limits(files: u64) -> String {
     // Two files for each connection, and some for its checks, doors and peers.
@@ -95,6 +158,21 @@ fn open_files() -> u64 {
     hard.unwrap_or(u64::MAX)
 }
 
+/// Whether this system speaks IPv6 (proc_net(5)).
+pub(super) fn has_ipv6() -> bool {
+    std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|text| !text.is_empty())
+}
+
+/// A port of every address.
+fn door(port: u16) -> String {
+    let all = if has_ipv6() {
+        format!(", \"[::]:{port}\"")
+    } else {
+        String::new()
+    };
+    format!("\"0.0.0.0:{port}\"{all}")
+}
+
 /// `routerd.toml`.
 pub(super) fn routerd(domain: &ProxyDomain, id: &str) -> String {
     format!(
@@ -109,10 +187,10 @@ socket = "{HAPROXY}/admin.sock"
 certificate = "{HAPROXY}/tls.pem"
 users-ca = "{HAPROXY}/users-ca.pem"
 domain = "{domain}"
-devices = ["0.0.0.0:{DEVICES_PORT}"]
-users = ["0.0.0.0:{USERS_PORT}"]
-bearer = ["0.0.0.0:{BEARER_PORT}"]
-https = ["0.0.0.0:{HTTPS_PORT}"]
+devices = [{devices}]
+users = [{users}]
+bearer = [{bearer}]
+https = [{https}]
 {limits}
 [mqtt]
 brokers = ["{domain}:{BROKER_PORT}"]
@@ -128,7 +206,14 @@ url = "{database}"
 
 [registry]
 servers-ca = "{ROUTER}/servers-ca.pem"
+
+[metrics]
+listen = "{ROUTER_METRICS}"
 "#,
+        devices = door(DEVICES_PORT),
+        users = door(USERS_PORT),
+        bearer = door(BEARER_PORT),
+        https = door(HTTPS_PORT),
         limits = limits(open_files()),
         database = database::url("rssh-routerd"),
     )

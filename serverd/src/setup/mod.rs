@@ -3,14 +3,16 @@
 //! Each step looks first and changes only what is not as it should be, so that setup can be run again at any time: after
 //! a step that failed, after an upgrade, or to renew the certificates of the broker and the load balancer.
 
+mod admit;
 mod database;
 mod files;
+mod join;
 mod machine;
 mod router;
 
 use std::fs;
 use std::io::IsTerminal as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,7 @@ use rssh_proto::name::ProxyDomain;
 use rssh_proto::{RouterId, ServerId};
 use x509_parser::pem::parse_x509_pem;
 
-use crate::args::SetupArgs;
+use crate::args::{Admitted, SetupArgs};
 use crate::capacity;
 use crate::clock;
 use crate::cmd::install;
@@ -60,7 +62,9 @@ struct Wanted {
     id: Option<ServerId>,
     router: RouterId,
     /// Where leased ports listen.
-    address: IpAddr,
+    address: Ipv4Addr,
+    /// Other servers that use the stores of this machine.
+    admit: Vec<Admitted>,
 }
 
 /// Sets this machine up.
@@ -68,15 +72,28 @@ struct Wanted {
 /// # Errors
 /// When a step cannot be done; what was done before stays, and setup can be run again.
 pub async fn run(args: SetupArgs) -> Result<()> {
+    if let Some(url) = args.join.clone() {
+        return join::run(url, args).await;
+    }
     let wanted = Wanted {
         domain: domain(args.domain)?,
         id: args.id,
         router: args.router,
-        address: args.address,
+        address: args.address.unwrap_or(Ipv4Addr::LOCALHOST),
+        admit: args.admit,
     };
     let mut machine = Machine::new(args.dry_run);
-    ready_for_setup()?;
+    ready_for_setup(&PROGRAMS)?;
     steps(&wanted, &mut machine).await?;
+    told(&machine);
+    if !machine.is_dry() {
+        next(&wanted);
+    }
+    Ok(())
+}
+
+/// Says what came of it.
+fn told(machine: &Machine) {
     match (machine.changes(), machine.is_dry()) {
         (0, _) => eprintln!("nothing to change"),
         (1, true) => eprintln!("1 change would be made; nothing was"),
@@ -84,22 +101,19 @@ pub async fn run(args: SetupArgs) -> Result<()> {
         (1, false) => eprintln!("1 change made"),
         (n, false) => eprintln!("{n} changes made"),
     }
-    if !machine.is_dry() {
-        next(&wanted);
-    }
-    Ok(())
 }
 
 async fn steps(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
     kernel(machine)?;
-    database::prepare(machine)?;
+    database::prepare(&wanted.admit, machine)?;
     machine.unit("redis-server.service")?;
     authorities(machine)?;
     broker(wanted, machine)?;
     server(wanted, machine).await?;
     database::let_router_in(machine)?;
     router::prepare(wanted, machine).await?;
-    serving(wanted, machine)
+    admit::prepare(wanted, machine)?;
+    serving(&wanted.domain, machine)
 }
 
 /// The domain, from the flag or the terminal.
@@ -121,18 +135,15 @@ fn domain(flag: Option<ProxyDomain>) -> Result<ProxyDomain> {
 }
 
 /// Whether this machine can be set up at all.
-fn ready_for_setup() -> Result<()> {
+fn ready_for_setup(programs: &[(&str, &'static str)]) -> Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("setup changes the system; run it as root");
     }
     if !Path::new("/run/systemd/system").exists() {
         bail!("this system was not booted with systemd; install by hand, see docs/install.md");
     }
-    let missing: Vec<&str> = PROGRAMS
-        .into_iter()
-        .filter(|(program, _)| !machine::installed(program))
-        .map(|(_, package)| package)
-        .collect();
+    let absent = programs.iter().filter(|(program, _)| !machine::installed(program));
+    let missing: Vec<&str> = absent.map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         bail!("programs are missing; run: apt install {}", missing.join(" "));
     }
@@ -182,7 +193,7 @@ fn broker(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
             &pki,
             &broker::Render {
                 dir,
-                listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), BROKER_PORT),
+                listen: SocketAddr::new(everywhere(), BROKER_PORT),
                 cert: &cert,
                 key: &key,
                 user: BROKER_ACCOUNT,
@@ -202,12 +213,26 @@ fn broker(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
     Ok(())
 }
 
+/// Every address of this machine.
+fn everywhere() -> IpAddr {
+    if files::has_ipv6() {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    }
+}
+
 /// The server: configuration, tables, identity, sshd and the daemon.
 async fn server(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
     let path = Path::new(CONFIG);
     // What the operator changed stays: only a file that is not there is written.
     if !path.exists() {
-        machine.file(path, &files::serverd(&wanted.domain, wanted.address), 0o644, "root")?;
+        machine.file(
+            path,
+            &files::serverd(&wanted.domain, wanted.address.into()),
+            0o644,
+            "root",
+        )?;
     }
     resolvable(wanted, machine)?;
     if machine.is_dry() {
@@ -240,13 +265,17 @@ async fn server(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
 
 /// The identity of the server; an older certificate is made anew.
 async fn enrolled(wanted: &Wanted, machine: &mut Machine, config: &Config) -> Result<()> {
-    let identity = config.identity();
-    let is_there = config.https.is_none() || config.https_identity().cert.exists();
-    if lasts(&identity.cert) && is_there && config.sshd.dir.join("sshd_config").exists() {
+    if has_identity(config) {
         return Ok(());
     }
     machine.change("give this server its id, keys and certificates");
     install::server(config, wanted.id.clone()).await
+}
+
+/// Whether the server has its certificates and its sshd's configuration.
+fn has_identity(config: &Config) -> bool {
+    let is_there = config.https.is_none() || config.https_identity().cert.exists();
+    lasts(&config.identity().cert) && is_there && config.sshd.dir.join("sshd_config").exists()
 }
 
 /// The machine itself must find the broker by its public name, which its certificate is for.
@@ -267,7 +296,7 @@ fn resolvable(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
 }
 
 /// Waits until the whole takes landings.
-fn serving(wanted: &Wanted, machine: &Machine) -> Result<()> {
+fn serving(domain: &ProxyDomain, machine: &Machine) -> Result<()> {
     if machine.is_dry() {
         return Ok(());
     }
@@ -277,8 +306,7 @@ fn serving(wanted: &Wanted, machine: &Machine) -> Result<()> {
         match healthy(config.http.listen) {
             Ok(()) => return Ok(()),
             Err(error) if since.elapsed() > PATIENCE => bail!(
-                "the server for {} does not take landings: {error}; see: journalctl -u rssh-serverd -u rssh-sshd",
-                wanted.domain
+                "the server for {domain} does not take landings: {error}; see: journalctl -u rssh-serverd -u rssh-sshd"
             ),
             Err(_) => std::thread::sleep(Duration::from_millis(200)),
         }

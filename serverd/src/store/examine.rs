@@ -25,6 +25,12 @@ const DENIED: &str = "\
     WHERE pronamespace = 'public'::regnamespace AND proname IN ('audit_append', 'audit_anchor') \
     AND NOT has_function_privilege(oid, 'EXECUTE') ORDER BY denied";
 
+/// Whether the list of migrations can be read, and whether its owner's rights are ours.
+const SCHEMA: &str = "\
+    SELECT coalesce(has_table_privilege(t, 'SELECT'), false), \
+    coalesce((SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = t), has_schema_privilege('public', 'CREATE')) \
+    FROM (SELECT to_regclass('public._sqlx_migrations')::oid AS t) AS list";
+
 impl Store {
     /// Examines the schema, the role's rights and the clock.
     ///
@@ -32,29 +38,46 @@ impl Store {
     /// When the database is away.
     pub async fn examine(&self) -> Result<Examined, StoreError> {
         self.within(async {
-            let (role, clock, table): (String, i64, bool) = sqlx::query_as(
-                "SELECT current_user::text, extract(epoch FROM clock_timestamp())::bigint, \
-                 to_regclass('public._sqlx_migrations') IS NOT NULL AND has_table_privilege('public._sqlx_migrations', 'SELECT')",
-            )
-            .fetch_one(&self.pool)
-            .await?;
-            let done: Vec<i64> = if table {
-                sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
-                    .fetch_all(&self.pool)
-                    .await?
-            } else {
-                Vec::new()
-            };
+            let (role, clock) =
+                sqlx::query_as("SELECT current_user::text, extract(epoch FROM clock_timestamp())::bigint")
+                    .fetch_one(&self.pool)
+                    .await?;
+            let (missing, _) = self.schema().await?;
             let denied = sqlx::query_scalar(DENIED).fetch_all(&self.pool).await?;
-            let known = migrator();
-            let missing = known.migrations.iter().filter(|known| !done.contains(&known.version));
             Ok(Examined {
                 role,
-                missing: missing.count(),
+                missing,
                 clock,
                 denied,
             })
         })
         .await
+    }
+
+    /// How many migrations the database lacks, and whether our role owns its tables; before there are any, whoever may
+    /// make them does.
+    pub(super) async fn schema(&self) -> Result<(usize, bool), StoreError> {
+        let (readable, owner): (bool, bool) = sqlx::query_as(SCHEMA).fetch_one(&self.pool).await?;
+        let done: Vec<i64> = if readable {
+            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+                .fetch_all(&self.pool)
+                .await?
+        } else {
+            Vec::new()
+        };
+        let known = migrator();
+        let missing = known.migrations.iter().filter(|known| !done.contains(&known.version));
+        Ok((missing.count(), owner))
+    }
+
+    /// Whether this program can work on the tables as they are. Those of a later version are fine.
+    ///
+    /// # Errors
+    /// When they are older than this program, or the database is away.
+    pub async fn is_up_to_date(&self) -> Result<(), StoreError> {
+        match self.within(self.schema()).await? {
+            (0, _) => Ok(()),
+            (missing, _) => Err(StoreError::Older(missing)),
+        }
     }
 }

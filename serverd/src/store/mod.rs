@@ -50,6 +50,7 @@ use openers::Call;
 use rssh_proto::{DeviceId, InstanceId, ServerId, TunnelId};
 use rssh_stores::postgres::Doubt;
 use rssh_stores::{Latency, Postgres, UrlError};
+use sqlx::Connection as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use tunnels::Told;
@@ -75,6 +76,10 @@ pub enum StoreError {
     Url(UrlError),
     #[error("database migration: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error(
+        "the database's schema is older than this program, by {0} steps; run, as the tables' owner: rssh-serverd migrate"
+    )]
+    Older(usize),
     #[error("the database holds {what} that this version does not understand: {value}")]
     Value { what: &'static str, value: String },
     #[error("the name {name} is taken by a {by}; every device, user, server and router needs a name of its own")]
@@ -185,14 +190,30 @@ impl Store {
         })
     }
 
-    /// Brings the schema up to date, and what the daemons' roles may do with it.
+    /// Brings the schema up to date, and what the daemons' roles may do with it. Where it is up to date, a role that does
+    /// not own the tables has nothing to do.
     ///
     /// # Errors
-    /// When the database is away or a migration fails; what was applied before stays.
+    /// When the database is away, a migration fails, or is another role's to apply; what was applied before stays.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        migrator().run(&self.pool).await?;
-        sqlx::raw_sql(include_str!("roles.sql")).execute(&self.pool).await?;
-        Ok(())
+        let (missing, owner) = self.within(self.schema()).await?;
+        if !owner {
+            return if missing == 0 {
+                Ok(())
+            } else {
+                Err(StoreError::Older(missing))
+            };
+        }
+        let mut connection = self.pool.acquire().await?.detach();
+        // A large table takes its time. Locks do not: whoever waits for one keeps everybody else waiting.
+        sqlx::raw_sql("SET statement_timeout = 0")
+            .execute(&mut connection)
+            .await?;
+        migrator().run(&mut connection).await?;
+        sqlx::raw_sql(include_str!("roles.sql"))
+            .execute(&mut connection)
+            .await?;
+        Ok(connection.close().await?)
     }
 
     /// Whether the database answers.
