@@ -16,6 +16,7 @@ pub enum Format {
     /// One JSON object.
     Json,
     /// For Prometheus, by way of its node exporter's textfile collector.
+    #[cfg(feature = "metrics")]
     Metrics,
 }
 
@@ -31,6 +32,7 @@ pub async fn ask(config: &Config, order: Order, format: Format) -> Result<bool, 
             let text = serde_json::to_string(&status).map_err(|error| ControlError::Silent(error.into()))?;
             println!("{text}");
         }
+        #[cfg(feature = "metrics")]
         Format::Metrics => print!("{}", metrics(&status)),
     }
     Ok(status.connected)
@@ -81,6 +83,7 @@ fn text(status: &Status) -> String {
 }
 
 /// A status for Prometheus, in its text format. No label names the device or a tunnel: whoever reads it adds the instance.
+#[cfg(feature = "metrics")]
 fn metrics(status: &Status) -> String {
     let mut text = String::new();
     let mut gauge = |name: &str, help: &str, values: &[(&str, u64)]| {
@@ -167,6 +170,7 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "metrics")]
     #[test]
     fn a_status_for_prometheus_has_a_line_for_each_figure_and_names_nothing() {
         let mut status = in_trouble();

@@ -4,15 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+#[cfg(feature = "enrolment")]
+use rssh_proto::Failure;
 use rssh_proto::duration::Span;
-use rssh_proto::{DeviceId, Failure, FailureKind};
+use rssh_proto::{DeviceId, FailureKind};
 use tracing::Level;
 
 use crate::ask::Format;
 use crate::config::Config;
 use crate::control::Order;
-use crate::enroll::{self, Enroll};
-use crate::{agent, ask, check, init, rotate};
+use crate::{agent, ask, check, init};
+#[cfg(feature = "enrolment")]
+use crate::{enroll, rotate};
 
 /// Where packages keep the configuration.
 const CONFIG: &str = "/etc/rssh/agentd.toml";
@@ -50,6 +53,7 @@ enum Command {
         #[arg(long)]
         json: bool,
         /// Print what Prometheus reads, for its node exporter's textfile collector.
+        #[cfg(feature = "metrics")]
         #[arg(long, conflicts_with = "json")]
         metrics: bool,
     },
@@ -72,8 +76,10 @@ enum Command {
         config: PathBuf,
     },
     /// Makes this device one of an installation: its keys are made here, its certificates come from there.
-    Enroll(Enroll),
+    #[cfg(feature = "enrolment")]
+    Enroll(enroll::Enroll),
     /// Gives this device's ssh another key; the one before stays good for a day, and tunnels that are up stay up.
+    #[cfg(feature = "enrolment")]
     RotateKey {
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
@@ -167,6 +173,7 @@ fn connected_or_not(exit: Exit) -> Result<(), Exit> {
 }
 
 /// What a server has refused, with its kind's exit code; else a fault of the files here.
+#[cfg(feature = "enrolment")]
 fn refused(error: anyhow::Error) -> Exit {
     let kind = error
         .downcast_ref::<Failure>()
@@ -185,12 +192,12 @@ fn run(command: Command) -> Result<(), Exit> {
                 .and_then(|config| agent::Prepared::new(config).map_err(misconfigured))?;
             runtime()?.block_on(agent::run(prepared)).map_err(failed)
         }
-        Command::Status { config, json, metrics } => {
-            let format = match (json, metrics) {
-                (true, _) => Format::Json,
-                (_, true) => Format::Metrics,
-                _ => Format::Text,
-            };
+        #[cfg(feature = "metrics")]
+        Command::Status {
+            config, metrics: true, ..
+        } => asked(&config, Order::Status, Format::Metrics),
+        Command::Status { config, json, .. } => {
+            let format = if json { Format::Json } else { Format::Text };
             asked(&config, Order::Status, format)
         }
         Command::Pause { config, length } => {
@@ -206,7 +213,9 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::CheckConfig { config } => Config::load(&config)
             .map_err(misconfigured)
             .and_then(|config| config.check().map_err(misconfigured)),
+        #[cfg(feature = "enrolment")]
         Command::Enroll(args) => runtime()?.block_on(enroll::run(args)).map_err(refused),
+        #[cfg(feature = "enrolment")]
         Command::RotateKey { config } => {
             let config = Config::load(&config).map_err(misconfigured)?;
             runtime()?.block_on(rotate::run(&config)).map_err(refused)

@@ -31,6 +31,10 @@ pub enum ConfigError {
     AuthorizedKeys(String, PathBuf),
     #[error("[authorized-keys] needs url, where the servers answer")]
     NoUrl,
+    #[error(
+        "{0} needs a part that this rssh-agentd was built without; take it out, or build with it: docs/small-devices.md"
+    )]
+    LeftOut(&'static str),
     #[error("[ssh] {what} = {path:?} cannot be used; {reason}")]
     SshPath {
         what: &'static str,
@@ -237,6 +241,27 @@ impl Config {
             .find(|(_, target)| matches!(target, Target::Named(_)))
         {
             return Err(ConfigError::Named(name.to_string()));
+        }
+        let asked_for = [
+            ("url", self.url.is_some(), cfg!(feature = "enrolment")),
+            (
+                "ssh.rotate-after",
+                self.ssh.rotate_after.is_some(),
+                cfg!(feature = "enrolment"),
+            ),
+            (
+                "authorized-keys",
+                !self.authorized_keys.is_empty(),
+                cfg!(feature = "enrolment"),
+            ),
+            (
+                "proxy",
+                matches!(self.proxy, Some(Choice::Proxy(_))),
+                cfg!(feature = "proxies"),
+            ),
+        ];
+        if let Some((key, ..)) = asked_for.iter().find(|(_, asked, built)| *asked && !built) {
+            return Err(ConfigError::LeftOut(key));
         }
         if let Some((account, path)) = self.authorized_keys.iter().find(|(_, path)| !path.is_absolute()) {
             return Err(ConfigError::AuthorizedKeys(account.to_string(), path.clone()));

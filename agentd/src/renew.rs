@@ -19,7 +19,7 @@ use crate::{init, rotate};
 
 /// Renews for ever; where the configuration names nobody to ask, does nothing.
 pub async fn run(config: Config, renewable: Arc<Renewable>) {
-    let Some(url) = config.url.clone() else {
+    let Some(url) = config.url.clone().filter(|_| cfg!(feature = "enrolment")) else {
         return;
     };
     renewal::keep(renewable, |life| once(&config, &url, life)).await;

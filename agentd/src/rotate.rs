@@ -164,7 +164,7 @@ pub async fn keep(config: Config) {
         let old = |after: Duration| keys.age().is_some_and(|age| age > after);
         let due = keys.next().exists() || config.ssh.rotate_after.is_some_and(|after| old(after.duration()));
         let mut pause = LOOK;
-        if due && config.url.is_some() {
+        if cfg!(feature = "enrolment") && due && config.url.is_some() {
             match run(&config).await {
                 Ok(()) => tracing::info!("the device has another ssh key"),
                 Err(error) => {

@@ -37,7 +37,7 @@ pub(super) struct Keys {
 impl Keys {
     /// Begins to keep them, where the configuration names a file to keep them in.
     pub(super) fn start(config: &Config) -> Option<Self> {
-        if config.authorized_keys.is_empty() {
+        if cfg!(not(feature = "enrolment")) || config.authorized_keys.is_empty() {
             return None;
         }
         let (looks, asked) = mpsc::channel(16);
