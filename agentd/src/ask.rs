@@ -142,7 +142,9 @@ pub fn pause(text: &str) -> Result<Span, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Trouble, TunnelStatus};
+    use crate::control::Trouble;
+    #[cfg(feature = "metrics")]
+    use crate::control::TunnelStatus;
 
     fn in_trouble() -> Status {
         Status {

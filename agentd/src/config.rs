@@ -370,6 +370,7 @@ mod tests {
         assert!(config.state_dir.is_absolute());
     }
 
+    #[cfg(all(feature = "enrolment", feature = "proxies"))]
     #[test]
     fn every_key_is_read() {
         let text = MINIMAL.replace(

@@ -217,6 +217,7 @@ fn render(dir: &Path, enrolled: &DeviceEnrolled, keys: &[KeysOf]) -> anyhow::Res
 mod tests {
     use super::*;
 
+    #[cfg(feature = "enrolment")]
     #[test]
     fn the_configuration_that_is_written_can_be_read() {
         let enrolled = DeviceEnrolled {
