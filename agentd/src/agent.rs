@@ -7,6 +7,7 @@ mod voice;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,13 +16,13 @@ use rssh_mqtt::way::Now;
 use rssh_mqtt::{Event, Message, Session, Way};
 use rssh_proto::DeviceId;
 use rssh_proto::claim::Claimed;
-use rssh_proto::payload::{self, DeviceEventKind, DeviceStatus, OpenOrder};
+use rssh_proto::payload::{self, DeviceEventKind, DeviceOrder, DeviceStatus, OpenOrder};
 use rssh_proto::topic::Topic;
 use sd_notify::NotifyState;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::control;
@@ -94,7 +95,7 @@ pub async fn serve(prepared: Prepared, shutdown: impl Future<Output = Leave>) {
         voice: Voice::new(config.device.clone(), instance, generation, session),
         ssh: Arc::new(ssh),
         happenings,
-        stops: HashMap::new(),
+        reins: HashMap::new(),
         ways: HashMap::new(),
         tunnels: Tunnels::new(Policy {
             device: config.device,
@@ -198,6 +199,14 @@ enum Work {
     CarryOn(Box<Adopted>),
 }
 
+/// By what a running ssh is told something.
+struct Reins {
+    /// Ends it when dropped.
+    stop: oneshot::Sender<Stop>,
+    /// Where it may listen.
+    port: watch::Sender<Option<SocketAddr>>,
+}
+
 struct Agent {
     device: DeviceId,
     /// Who keeps users' keys, where the device's sshd takes no certificates.
@@ -205,8 +214,7 @@ struct Agent {
     voice: Voice,
     ssh: Arc<Ssh>,
     happenings: mpsc::Sender<Happening>,
-    /// Ends the ssh of an attempt when dropped.
-    stops: HashMap<Attempt, oneshot::Sender<Stop>>,
+    reins: HashMap<Attempt, Reins>,
     /// The connections of running ssh.
     ways: HashMap<Attempt, Way>,
     tunnels: Tunnels,
@@ -282,10 +290,11 @@ impl Agent {
             // Orders are never retained: one that is comes from long ago, or from nobody who may give any.
             _ if message.retained => self.drop_message(&message.topic, "it is retained"),
             Some(Topic::DeviceOpen(_)) => match self.decode(message) {
-                Some(order) => match self.keyed(order) {
+                Some(DeviceOrder::Open(order)) => match self.keyed(order) {
                     Some(order) => self.tunnels.handle_open(order, now),
                     None => vec![],
                 },
+                Some(DeviceOrder::Port(hint)) => self.tunnels.handle_port(&hint),
                 None => vec![],
             },
             Some(Topic::DeviceClose(_)) => match self.decode(message) {
@@ -346,7 +355,7 @@ impl Agent {
                 commands
             }
             Happening::Ended(attempt, ended) => {
-                self.stops.remove(&attempt);
+                self.reins.remove(&attempt);
                 self.ways.remove(&attempt);
                 tracing::debug!(tunnel = %attempt.tunnel, ?ended, "ssh ended");
                 self.tunnels.handle_ended(attempt, ended, Instant::now())
@@ -392,11 +401,16 @@ impl Agent {
                     });
                 }
                 Command::Land { attempt, landing } => self.carry(attempt, Work::Land(landing)),
-                Command::End { attempt } => drop(self.stops.remove(&attempt)),
+                Command::Forward { attempt, at } => {
+                    if let Some(reins) = self.reins.get(&attempt) {
+                        reins.port.send_replace(Some(at));
+                    }
+                }
+                Command::End { attempt } => drop(self.reins.remove(&attempt)),
                 Command::Leave { attempt } => {
-                    if let Some(stop) = self.stops.remove(&attempt) {
+                    if let Some(reins) = self.reins.remove(&attempt) {
                         // One that has just ended cannot be left.
-                        let _ = stop.send(Stop::Leave);
+                        let _ = reins.stop.send(Stop::Leave);
                     }
                 }
             }
@@ -406,7 +420,8 @@ impl Agent {
     /// Runs the task that an ssh belongs to.
     fn carry(&mut self, attempt: Attempt, work: Work) {
         let (stop, stopped) = oneshot::channel();
-        self.stops.insert(attempt, stop);
+        let (port, told) = watch::channel(None);
+        self.reins.insert(attempt, Reins { stop, port });
         let (ssh, happenings) = (self.ssh.clone(), self.happenings.clone());
         tokio::spawn(async move {
             let stopped = async { stopped.await.unwrap_or(Stop::End) };
@@ -416,7 +431,7 @@ impl Agent {
                 }
             };
             let ended = match work {
-                Work::Land(landing) => ssh.carry(&landing, stopped, tell).await,
+                Work::Land(landing) => ssh.carry(&landing, stopped, told, tell).await,
                 Work::CarryOn(adopted) => ssh.carry_on(*adopted, stopped, tell).await,
             };
             let _ = happenings.send(Happening::Ended(attempt, ended)).await;

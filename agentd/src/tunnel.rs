@@ -10,6 +10,7 @@
 //! before is known to have ended (`Ending`).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rssh_proto::claim::Claimed;
@@ -60,6 +61,8 @@ pub enum Command {
     Dial { attempt: Attempt, to: Endpoint },
     /// Start an ssh; its landing and its end are told by the handles of those names.
     Land { attempt: Attempt, landing: Landing },
+    /// Ask for the remote forward there, before the claim's answer; an ssh that has heard it already does nothing.
+    Forward { attempt: Attempt, at: SocketAddr },
     /// End an ssh now; its end is told like any other.
     End { attempt: Attempt },
     /// Let an ssh that is up run on without the agent; that this is done is told like an end.

@@ -105,6 +105,20 @@ impl Session {
         outcome.map(|()| acknowledged)
     }
 
+    /// Publishes what nobody needs to hear, and nobody acknowledges (QoS 0).
+    ///
+    /// # Errors
+    /// When there is no connection or no room.
+    pub fn hint(&self, publish: &Publish) -> Result<(), PublishError> {
+        let mut outcome = Err(PublishError::Away);
+        for place in self.links.iter() {
+            if let Some(link) = lock(place).as_ref() {
+                outcome = outcome.or(link.publish(publish.clone(), QoS::AtMostOnce));
+            }
+        }
+        outcome
+    }
+
     /// Tells that this machine's network has changed: a connection from an address that is gone is given up, any other
     /// has to show that it works, and a pause before the next ends.
     pub fn network_changed(&self) {
@@ -141,24 +155,22 @@ fn lock(place: &Place) -> MutexGuard<'_, Option<Link>> {
 
 impl Link {
     fn send(&mut self, publish: Publish, acknowledge: Acknowledge) -> Result<(), PublishError> {
+        // The queue to the event loop is taken in order, so the lock keeps the two queues in step.
+        self.publish(publish, QoS::AtLeastOnce)?;
+        self.unnumbered.push_back(acknowledge);
+        Ok(())
+    }
+
+    fn publish(&self, publish: Publish, qos: QoS) -> Result<(), PublishError> {
         let properties = PublishProperties {
             message_expiry_interval: publish
                 .expiry
                 .map(|expiry| u32::try_from(expiry.as_secs().max(1)).unwrap_or(u32::MAX)),
             ..PublishProperties::default()
         };
-        // The queue to the event loop is taken in order, so the lock keeps the two queues in step.
         self.client
-            .try_publish_with_properties(
-                publish.topic,
-                QoS::AtLeastOnce,
-                publish.retain,
-                publish.payload,
-                properties,
-            )
-            .map_err(|_| PublishError::Full)?;
-        self.unnumbered.push_back(acknowledge);
-        Ok(())
+            .try_publish_with_properties(publish.topic, qos, publish.retain, publish.payload, properties)
+            .map_err(|_| PublishError::Full)
     }
 
     /// Hands the next unnumbered publish its packet id.
@@ -335,7 +347,7 @@ async fn connection(
         use rumqttc::v5::Event::{Incoming, Outgoing as Sent};
         match &event {
             Incoming(_) => answer_due = None,
-            Sent(Outgoing::PingReq | Outgoing::Publish(_)) => {
+            Sent(Outgoing::PingReq | Outgoing::Publish(1..)) => {
                 answer_due.get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
             }
             Sent(_) => {}
@@ -379,7 +391,8 @@ async fn connection(
                 };
                 events.send(Event::Message(message)).await
             }
-            Sent(Outgoing::Publish(packet)) => {
+            // A hint has no number and is not acknowledged.
+            Sent(Outgoing::Publish(packet @ 1..)) => {
                 if let Some(link) = lock(seat.place).as_mut() {
                     link.number(packet);
                 }

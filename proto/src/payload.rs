@@ -4,6 +4,8 @@
 //! add one; an unknown variant is an error. Spans of time are relative seconds or milliseconds (clocks at 1970 exist on
 //! devices); points in time are Unix seconds and come from servers only.
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -374,6 +376,34 @@ pub struct OpenOrder {
     /// Wait a random part of this span first: how a fleet comes back after a loss. Milliseconds.
     #[serde(default)]
     pub jitter_ms: u32,
+}
+
+/// The port that a login of the device has been given, on [`crate::topic::Topic::DeviceOpen`]: told while the login is still
+/// under way, so that the device can ask for its forward without having heard the claim's answer, which has the last word.
+///
+/// It is a hint, and comes once at most. An agent that does not know it drops it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortHint {
+    pub v: V1,
+    /// The one tunnel of the device that waits to land.
+    pub tunnel: TunnelId,
+    pub bind: IpAddr,
+    pub port: u16,
+}
+
+impl PortHint {
+    /// Where the login may listen.
+    pub const fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.bind, self.port)
+    }
+}
+
+/// What a device hears on [`crate::topic::Topic::DeviceOpen`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DeviceOrder {
+    Open(OpenOrder),
+    Port(PortHint),
 }
 
 /// An order to close a tunnel, on [`crate::topic::Topic::DeviceClose`].

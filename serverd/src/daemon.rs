@@ -100,6 +100,7 @@ pub async fn run(config: Config) -> Result<()> {
         metrics,
         changed: Notify::new(),
         leases: Mutex::new(leases),
+        early: Mutex::default(),
         waiting: Mutex::default(),
     });
 

@@ -3,6 +3,8 @@
 //! sshd's two helper programs ask over unix sockets. The kernel says who is asking (`SO_PEERCRED`); from the asking
 //! process the login is found: sshd's monitor is the parent of `rssh-authorize` and the grandparent of `rssh-claim`.
 
+mod early;
+
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -37,6 +39,8 @@ const OLDER_WITHIN: Duration = Duration::from_secs(2);
 const REFUSAL_TRAVELS: Duration = Duration::from_millis(500);
 /// How long a claimed tunnel's listener may take to appear.
 const LISTENER_WITHIN: Duration = Duration::from_secs(10);
+
+pub(crate) use early::Outcome;
 
 /// Which helper asks.
 #[derive(Debug, Clone, Copy)]
@@ -191,6 +195,7 @@ async fn authorize(server: &Arc<Server>, helper: i32, line: &str) -> Option<Stri
     watch(server, login);
     server.changed.notify_one();
     tracing::debug!(%device, %login, port, "port reserved");
+    early::tell(server, login, &device, &candidates, port);
     server
         .audit
         .record(Event::now("authorize").device(&device).with("port", port));
@@ -228,7 +233,44 @@ async fn claim(server: &Arc<Server>, helper: i32, line: &str) -> Result<ClaimRep
     let login = process::stat(child.parent).ok_or_else(gone)?.process;
     let child = child.process;
 
-    let port = server.leases().handle_claim(login, child, &device, tunnel)?;
+    let landed = Landed {
+        login,
+        child,
+        device,
+        tunnel,
+    };
+    if let Some(outcome) = early::outcome(server, &landed) {
+        return early::answer(server, outcome, via).await;
+    }
+    let port = server.leases().handle_claim(login, child, &landed.device, tunnel)?;
+    settle(server, landed, port, |event| {
+        server.audit.record(event.with("via", via))
+    })
+    .await
+}
+
+/// A login that claims a tunnel.
+#[derive(Debug)]
+struct Landed {
+    login: Process,
+    child: Process,
+    device: DeviceId,
+    tunnel: TunnelId,
+}
+
+/// Writes the lease of a claim that has begun; what is to be audited goes to `record`.
+async fn settle(
+    server: &Arc<Server>,
+    landed: Landed,
+    port: u16,
+    record: impl FnOnce(Event),
+) -> Result<ClaimReply, Failure> {
+    let Landed {
+        login,
+        child,
+        device,
+        tunnel,
+    } = landed;
     watch(server, child);
     let mark = SessionMark {
         process: child,
@@ -240,19 +282,14 @@ async fn claim(server: &Arc<Server>, helper: i32, line: &str) -> Result<ClaimRep
         .await;
     match outcome {
         Ok(ClaimOutcome::Granted(grant)) => {
-            let event = requests::of_tunnel("claim", &grant.tunnel)
-                .with("port", port)
-                .with("via", via);
-            server.audit.record(event.with("epoch", grant.tunnel.epoch.0));
+            let event = requests::of_tunnel("claim", &grant.tunnel).with("port", port);
+            record(event.with("epoch", grant.tunnel.epoch.0));
             granted(server, login, port, *grant).await
         }
         Ok(ClaimOutcome::Refused(failure)) => {
             tracing::info!(%device, %tunnel, %failure, "claim refused");
-            let event = Event::now("claim-refused")
-                .device(&device)
-                .tunnel(tunnel)
-                .with("via", via);
-            server.audit.record(event.with("why", requests::kind(&failure)));
+            let event = Event::now("claim-refused").device(&device).tunnel(tunnel);
+            record(event.with("why", requests::kind(&failure)));
             refuse_later(server, login);
             Err(failure)
         }

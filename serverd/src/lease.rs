@@ -3,7 +3,7 @@
 //! It decides; it does nothing. The daemon tells it what happened and carries out the commands that it answers with.
 //!
 //! ```text
-//!            authorize               claim                    granted
+//!            authorize            claim, or a listener         granted
 //!  (none) -------------> Reserved ----------> Claiming ------------------> Holding
 //!                           |                    |  refused                   |
 //!                unclaimed  |                    v                            | evict, close, expiry, idleness
@@ -86,6 +86,10 @@ struct Login {
     device: DeviceId,
     /// When sshd first asked about it; `None` for one that was adopted.
     asked_at: Option<Instant>,
+    /// The tunnel that the device was told the port is for: if it listens there, that claims the tunnel.
+    told: Option<TunnelId>,
+    /// Whether its listener claimed, and the device still has to ask what came of that.
+    unasked: bool,
     /// Until when its port rests at least: a bearer name was signed for it, or an earlier lease was taken back late.
     rests_until: Option<Instant>,
     stage: Stage,
@@ -172,7 +176,10 @@ impl Leases {
                 ));
             }
             // sshd asks for every key that the client offers, last for the one it proves to have.
-            known.device = device.clone();
+            if known.device != *device {
+                known.device = device.clone();
+                known.told = None;
+            }
             return Ok(known.port);
         }
         self.ports.wake(now);
@@ -203,6 +210,8 @@ impl Leases {
                 port,
                 device: device.clone(),
                 asked_at: Some(now),
+                told: None,
+                unasked: false,
                 rests_until: None,
                 stage: Stage::Reserved,
                 ending: None,
@@ -210,6 +219,52 @@ impl Leases {
             },
         );
         Ok(port)
+    }
+
+    /// The device is to be told which tunnel the port of its login is for. Returns `false` when it has been.
+    pub fn handle_told(&mut self, login: Process, tunnel: TunnelId) -> bool {
+        match self.logins.get_mut(&login) {
+            Some(known) if known.stage == Stage::Reserved && known.told != Some(tunnel) => {
+                known.told = Some(tunnel);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a listener of this login would claim a tunnel.
+    pub fn awaits_listener(&self, login: Process) -> bool {
+        self.logins
+            .get(&login)
+            .is_some_and(|known| known.stage == Stage::Reserved && known.told.is_some() && known.ending.is_none())
+    }
+
+    /// A login listens on its port that has not claimed: it claims what its device was told. Answers with what the daemon
+    /// needs to write the lease.
+    pub fn handle_listening(&mut self, login: Process, child: Process) -> Option<(u16, DeviceId, TunnelId)> {
+        if !self.awaits_listener(login) {
+            return None;
+        }
+        let known = self.logins.get_mut(&login)?;
+        let tunnel = known.told?;
+        known.stage = Stage::Claiming { child, tunnel };
+        known.unasked = true;
+        self.by_child.insert(child, login);
+        Some((known.port, known.device.clone(), tunnel))
+    }
+
+    /// Whether this login's listener has claimed that very tunnel already. It is asked about once: any later claim is a
+    /// second one.
+    pub fn handle_asked(&mut self, login: Process, child: Process, device: &DeviceId, tunnel: TunnelId) -> bool {
+        let Some(known) = self.logins.get_mut(&login) else {
+            return false;
+        };
+        let claimed = match &known.stage {
+            Stage::Reserved => return false,
+            Stage::Claiming { child, tunnel } => (*child, *tunnel),
+            Stage::Holding(holding) => (holding.child, holding.tunnel),
+        };
+        known.device == *device && claimed == (child, tunnel) && std::mem::take(&mut known.unasked)
     }
 
     /// Begins a claim. Answers with the port, whose lease the daemon then writes.
@@ -298,6 +353,8 @@ impl Leases {
                 port,
                 device,
                 asked_at: None,
+                told: None,
+                unasked: false,
                 rests_until: None,
                 stage: Stage::Reserved,
                 ending: None,

@@ -17,6 +17,7 @@ use crate::audit::Recorder;
 use crate::clock;
 use crate::config::Config;
 use crate::flood::{Floods, Flow};
+use crate::landing::Outcome;
 use crate::lease::Leases;
 use crate::local;
 use crate::metrics::Metrics;
@@ -59,6 +60,8 @@ pub struct Server {
     /// Wakes the timer after a change to the leases.
     pub changed: Notify,
     pub(crate) leases: Mutex<Leases>,
+    /// What came of the claims that listeners made, by login: for the device, when it asks.
+    pub(crate) early: Mutex<HashMap<Process, Outcome>>,
     /// Who waits for the end of which process.
     pub(crate) waiting: Mutex<HashMap<Process, Vec<oneshot::Sender<()>>>>,
 }
@@ -74,7 +77,7 @@ fn refused_message(topic: &str) -> Event {
 }
 
 /// Locks a mutex whose holders never panic half-way through a change.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

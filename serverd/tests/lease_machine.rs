@@ -131,7 +131,6 @@ fn a_login_that_does_not_claim_in_time_is_killed_until_it_ends() {
 fn a_claim_is_for_the_login_of_that_device_once() {
     let (mut leases, now) = (machine(), Instant::now());
     let tunnel = TunnelId::generate();
-    let denied = |outcome: Result<u16, rssh_proto::Failure>| outcome.unwrap_err().kind == FailureKind::Denied;
     assert!(denied(leases.handle_claim(monitor(1), child(1), &device(), tunnel)));
     authorize(&mut leases, 1, now);
     let other: DeviceId = "device-2".parse().unwrap();
@@ -145,6 +144,66 @@ fn a_claim_is_for_the_login_of_that_device_once() {
         &device(),
         TunnelId::generate()
     )));
+}
+
+fn denied(claim: Result<u16, rssh_proto::Failure>) -> bool {
+    claim.is_err_and(|failure| failure.kind == FailureKind::Denied)
+}
+
+#[test]
+fn a_login_whose_device_was_told_what_its_port_is_for_claims_it_by_listening() {
+    let (mut leases, now) = (machine(), Instant::now());
+    let (tunnel, other) = (TunnelId::generate(), TunnelId::generate());
+    let port = authorize(&mut leases, 1, now);
+    assert!(!leases.awaits_listener(monitor(1)));
+    assert_eq!(leases.handle_listening(monitor(1), child(1)), None, "nothing was told");
+    assert!(leases.handle_told(monitor(1), tunnel));
+    assert!(!leases.handle_told(monitor(1), tunnel), "once");
+    assert!(
+        !leases.handle_asked(monitor(1), child(1), &device(), tunnel),
+        "it has not claimed"
+    );
+    assert!(leases.awaits_listener(monitor(1)));
+    assert_eq!(
+        leases.handle_listening(monitor(1), child(1)),
+        Some((port, device(), tunnel))
+    );
+    assert!(!leases.awaits_listener(monitor(1)));
+    assert_eq!(leases.handle_listening(monitor(1), child(1)), None);
+    // The device asks what came of it, once; of another tunnel, or again, it is a second claim.
+    assert!(!leases.handle_asked(monitor(1), child(1), &device(), other));
+    assert!(!leases.handle_asked(monitor(1), child(2), &device(), tunnel));
+    assert!(denied(leases.handle_claim(monitor(1), child(1), &device(), other)));
+    leases.handle_granted(monitor(1), terms(1), now);
+    assert_eq!(leases.held(tunnel).unwrap().port, port);
+    assert!(leases.handle_asked(monitor(1), child(1), &device(), tunnel));
+    assert!(!leases.handle_asked(monitor(1), child(1), &device(), tunnel));
+    assert!(denied(leases.handle_claim(monitor(1), child(1), &device(), tunnel)));
+}
+
+#[test]
+fn a_listener_claims_nothing_for_a_login_that_claims_itself_is_ended_or_belongs_to_another_device() {
+    let (mut leases, now) = (machine(), Instant::now());
+    let (tunnel, other) = (TunnelId::generate(), TunnelId::generate());
+    authorize(&mut leases, 1, now);
+    assert!(leases.handle_told(monitor(1), tunnel));
+    leases.handle_claim(monitor(1), child(1), &device(), other).unwrap();
+    assert_eq!(leases.handle_listening(monitor(1), child(1)), None);
+    assert!(!leases.handle_told(monitor(1), tunnel));
+    assert!(!leases.handle_asked(monitor(1), child(1), &device(), other));
+
+    authorize(&mut leases, 2, now);
+    assert!(leases.handle_told(monitor(2), tunnel));
+    leases.handle_timeout(now + CLAIM_WITHIN);
+    assert_eq!(leases.handle_listening(monitor(2), child(2)), None);
+
+    authorize(&mut leases, 3, now);
+    assert!(leases.handle_told(monitor(3), tunnel));
+    let another: DeviceId = "device-2".parse().unwrap();
+    leases
+        .handle_authorize(monitor(3), &another, None, || 0, |_| true, now)
+        .unwrap();
+    assert_eq!(leases.handle_listening(monitor(3), child(3)), None);
 }
 
 #[test]
@@ -300,6 +359,8 @@ fn a_session_that_ends_while_its_claim_is_written_frees_its_port_after_a_rest() 
 enum Step {
     Authorize(i32),
     Claim(i32, usize),
+    /// It listens, after its device was told what for.
+    Listen(i32, usize),
     Answer(i32, bool),
     Monitor(i32),
     Child(i32),
@@ -312,6 +373,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => login.clone().prop_map(Step::Authorize),
         4 => (login.clone(), 0..3_usize).prop_map(|(n, tunnel)| Step::Claim(n, tunnel)),
+        2 => (login.clone(), 0..3_usize).prop_map(|(n, tunnel)| Step::Listen(n, tunnel)),
         4 => (login.clone(), prop::bool::weighted(0.8)).prop_map(|(n, granted)| Step::Answer(n, granted)),
         1 => login.clone().prop_map(Step::Monitor),
         2 => login.prop_map(Step::Child),
@@ -372,6 +434,16 @@ proptest! {
                         prop_assert_eq!(world.permitted.get(&n), Some(&port));
                         prop_assert!(!world.held.contains_key(&n) && !world.claiming.contains_key(&n));
                         world.claiming.insert(n, tunnels[which]);
+                    }
+                }
+                Step::Listen(n, which) => {
+                    let (login, child) = (process(monitor, n, &round), process(child, n, &round));
+                    leases.handle_told(login, tunnels[which]);
+                    if let Some((port, _, told)) = leases.handle_listening(login, child) {
+                        prop_assert_eq!(told, tunnels[which]);
+                        prop_assert_eq!(world.permitted.get(&n), Some(&port));
+                        prop_assert!(!world.held.contains_key(&n) && !world.claiming.contains_key(&n));
+                        world.claiming.insert(n, told);
                     }
                 }
                 Step::Answer(n, granted) => {

@@ -19,6 +19,7 @@ use rssh_proto::DeviceId;
 use rssh_proto::claim::Claimed;
 use serde::{Deserialize, Serialize};
 
+use super::log::Log;
 use super::master::Master;
 use super::{Ended, Landing, News, Outcome, Ssh, Stop, conclude, watch};
 use crate::process::{Process, since_boot};
@@ -123,10 +124,11 @@ impl Ssh {
     /// Carries an adopted tunnel as [`Ssh::carry`] does after the landing.
     pub async fn carry_on(&self, adopted: Adopted, stop: impl Future<Output = Stop>, tell: impl FnMut(News)) -> Ended {
         let Adopted { mut master, dir, .. } = adopted;
+        let log = Log::continue_at_end(&dir.log());
         let outcome = tokio::select! {
             biased;
             stop = stop => Outcome::Stopped(stop),
-            ended = watch(&mut master, &dir, tell) => Outcome::Ended(ended),
+            ended = watch(&mut master, &dir, log, tell) => Outcome::Ended(ended),
         };
         conclude(master, dir, outcome).await
     }

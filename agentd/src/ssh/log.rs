@@ -18,11 +18,17 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Reads from the present end on.
+    /// Reads from the beginning: a tunnel may be used before its agent knows that it has landed.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
-        let read = file.metadata()?.len();
-        Ok(Self { file, read })
+        Ok(Self { file, read: 0 })
+    }
+
+    /// Reads from the present end on.
+    pub(super) fn continue_at_end(path: &Path) -> io::Result<Self> {
+        let mut log = Self::open(path)?;
+        log.read = log.file.metadata()?.len();
+        Ok(log)
     }
 
     /// Whether ssh has said since the last call that a connection did not reach the target.

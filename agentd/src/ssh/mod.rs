@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! dial -> spawn -> control socket appears -> claim -> remote forward -> carry until its end
+//!                                            a hint -> the same, beside the claim
 //! ```
 //! The master is started here and not by the openssh crate's own launcher, which takes `ssh` from the PATH, has it
 //! daemonise, and so loses its pid. As a child it can be watched by a pidfd from the
@@ -11,23 +12,24 @@ mod changes;
 pub mod config;
 pub mod fault;
 pub mod inherit;
+mod land;
 mod log;
 mod master;
 pub mod version;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use openssh::{ForwardType, Session, Socket, Stdio};
+use openssh::Session;
 use rssh_mqtt::Way;
 use rssh_mqtt::dial::{DialError, dial_any};
 use rssh_mqtt::proxy::Proxies;
-use rssh_proto::claim::{self, ClaimReply, Claimed};
+use rssh_proto::claim::Claimed;
 use rssh_proto::{Failure, FailureKind, HostPort, Target, TunnelId};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt as _;
+use tokio::sync::watch;
 
 use crate::process::Process;
 use crate::rundir::{RunDir, TunnelDir};
@@ -35,9 +37,6 @@ use changes::Changes;
 use fault::Fault;
 use log::Log;
 use master::{Did, Master};
-
-/// How long the server may take for a claim, and for a forward.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The account to log in as: safe in argv.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,12 +194,13 @@ impl Ssh {
         }
     }
 
-    /// Lands a tunnel and carries it until `stop` resolves or ssh ends, and tells the news. No process is left when it
-    /// returns, unless `stop` says so, nor when it is dropped.
+    /// Lands a tunnel, at `port` if that is told in time, and carries it until `stop` resolves or ssh ends, and tells the
+    /// news. No process is left when it returns, unless `stop` says so, nor when it is dropped.
     pub async fn carry(
         &self,
         landing: &Landing,
         stop: impl Future<Output = Stop>,
+        port: watch::Receiver<Option<SocketAddr>>,
         mut tell: impl FnMut(News),
     ) -> Ended {
         tokio::pin!(stop);
@@ -239,7 +239,7 @@ impl Ssh {
         let outcome = tokio::select! {
             biased;
             stop = &mut stop => Outcome::Stopped(stop),
-            ended = conduct(&mut master, &dir, landing, tell) => Outcome::Ended(ended),
+            ended = conduct(&mut master, &dir, landing, port, tell) => Outcome::Ended(ended),
         };
         conclude(master, dir, outcome).await
     }
@@ -271,7 +271,13 @@ async fn conclude(mut master: Master, dir: TunnelDir, outcome: Outcome) -> Ended
 }
 
 /// The life of a master, from its start until it ends or fails.
-async fn conduct(master: &mut Master, dir: &TunnelDir, landing: &Landing, mut tell: impl FnMut(News)) -> Ended {
+async fn conduct(
+    master: &mut Master,
+    dir: &TunnelDir,
+    landing: &Landing,
+    port: watch::Receiver<Option<SocketAddr>>,
+    mut tell: impl FnMut(News),
+) -> Ended {
     match master.started().await {
         Ok(Did::It) => {}
         Ok(Did::Ended) => return lost(),
@@ -282,13 +288,8 @@ async fn conduct(master: &mut Master, dir: &TunnelDir, landing: &Landing, mut te
         }
     }
     let session = Session::resume_mux(dir.socket().into(), None);
-    let landing = async {
-        let claimed = claim(&session, landing.tunnel).await?;
-        forward(&session, &claimed, &landing.to).await?;
-        Ok::<_, Ended>(claimed)
-    };
     let claimed = tokio::select! {
-        outcome = landing => match outcome {
+        outcome = land::land(&session, landing, port) => match outcome {
             Ok(claimed) => claimed,
             Err(ended) => return ended,
         },
@@ -298,13 +299,13 @@ async fn conduct(master: &mut Master, dir: &TunnelDir, landing: &Landing, mut te
         Ok(process) => tell(News::Landed { claimed, process }),
         Err(_) => return lost(),
     }
-    watch(master, dir, tell).await
+    watch(master, dir, Log::open(&dir.log()), tell).await
 }
 
 /// Tells what a master that has landed says, until it ends.
-async fn watch(master: &mut Master, dir: &TunnelDir, mut tell: impl FnMut(News)) -> Ended {
+async fn watch(master: &mut Master, dir: &TunnelDir, log: io::Result<Log>, mut tell: impl FnMut(News)) -> Ended {
     let reading = async {
-        let mut log = Log::open(&dir.log())?;
+        let mut log = log?;
         while let Did::It = master.wrote().await? {
             if log.target_refused()? {
                 tell(News::TargetRefused);
@@ -322,69 +323,6 @@ async fn watch(master: &mut Master, dir: &TunnelDir, mut tell: impl FnMut(News))
 /// An ssh that ended without an order.
 fn lost() -> Ended {
     Ended::Failed(Fault::passing("ssh ended"))
-}
-
-/// Runs the claim; its answer is read as soon as its line is there, not when the command has ended.
-async fn claim(session: &Session, tunnel: TunnelId) -> Result<Claimed, Ended> {
-    let failed = |what: String| Ended::Failed(Fault::passing(format!("the claim failed: {what}; see rssh-serverd")));
-    let answer = async {
-        let mut command = session.raw_command(claim::command(tunnel));
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut child = command.spawn().await.map_err(|error| failed(error.to_string()))?;
-        let mut line = Vec::with_capacity(512);
-        let stdout = child
-            .stdout()
-            .as_mut()
-            .ok_or_else(|| failed("it has no output".into()))?;
-        while !line.contains(&b'\n') && line.len() < claim::LINE_LIMIT {
-            let read = stdout
-                .read_buf(&mut line)
-                .await
-                .map_err(|error| failed(error.to_string()))?;
-            if read == 0 {
-                break;
-            }
-        }
-        Ok(line)
-    };
-    let line = tokio::time::timeout(ANSWER_TIMEOUT, answer)
-        .await
-        .map_err(|_| failed("no answer in time".into()))??;
-    match serde_json::from_slice(&line) {
-        Ok(ClaimReply::Claimed(claimed)) => Ok(claimed),
-        Ok(ClaimReply::Refused(failure)) => Err(Ended::Refused(failure)),
-        Err(_) if line.is_empty() => Err(failed("the server gave no answer".into())),
-        Err(error) => Err(failed(format!("the server's answer is not a claim's: {error}"))),
-    }
-}
-
-async fn forward(session: &Session, claimed: &Claimed, to: &Endpoint) -> Result<(), Ended> {
-    let listen = Socket::new(claimed.bind.to_string(), claimed.port);
-    let connect = Socket::new(to.host.as_str(), to.port);
-    let requested = session.request_port_forward(ForwardType::Remote, listen, connect);
-    let reason = match tokio::time::timeout(ANSWER_TIMEOUT, requested).await {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(error)) => chain(&error),
-        Err(_) => "no answer in time".to_owned(),
-    };
-    Err(Ended::Failed(Fault::passing(format!(
-        "{} did not open port {}: {reason}; see its sshd's log",
-        claimed.server, claimed.port
-    ))))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 impl From<Fault> for Failure {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rssh_proto::payload::{CloseOrder, DeviceEventKind, OpenOrder};
+use rssh_proto::payload::{CloseOrder, DeviceEventKind, OpenOrder, PortHint};
 use rssh_proto::{Epoch, Failure, FailureKind, Target};
 
 use super::{Attempt, Command, SSH_PORT, State, Then, Tunnel, Tunnels};
@@ -25,6 +25,21 @@ impl Tunnels {
                 Ok(landing) => self.accept(&order, landing, now),
                 Err(failure) => self.refuse(&order, failure),
             }
+        }
+        self.take()
+    }
+
+    /// Takes word of the port that the login of a tunnel was given; one that does not land now has no use for it.
+    pub fn handle_port(&mut self, hint: &PortHint) -> Vec<Command> {
+        if let Some(tunnel) = self.tunnels.get(&hint.tunnel)
+            && matches!(tunnel.state, State::Landing { .. })
+        {
+            let attempt = Attempt {
+                tunnel: hint.tunnel,
+                number: tunnel.number,
+            };
+            let at = hint.address();
+            self.commands.push(Command::Forward { attempt, at });
         }
         self.take()
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use rssh_proto::Target;
-use rssh_proto::payload::{CloseOrder, OpenOrder, V1};
+use rssh_proto::payload::{CloseOrder, OpenOrder, PortHint, V1};
 
 use super::*;
 
@@ -62,6 +62,15 @@ fn claimed(epoch: u64) -> Claimed {
         bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: 20_000,
         epoch: Epoch(epoch),
+    }
+}
+
+fn port(tunnel: TunnelId) -> PortHint {
+    PortHint {
+        v: V1,
+        tunnel,
+        bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port: 20_000,
     }
 }
 

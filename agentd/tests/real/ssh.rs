@@ -1,6 +1,7 @@
 //! One ssh against a real sshd.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use rssh_agentd::rundir::RunDir;
 use rssh_agentd::ssh::{Ended, Endpoint, Landing, News, Ssh, Stop, config};
 use rssh_proto::claim::Claimed;
 use rssh_proto::{FailureKind, TunnelId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 struct Device {
     state: tempfile::TempDir,
@@ -50,11 +51,16 @@ fn landing(port: u16, to: u16) -> Landing {
     }
 }
 
+/// No word of a port.
+fn nowhere() -> watch::Receiver<Option<SocketAddr>> {
+    watch::channel(None).1
+}
+
 /// Carries a tunnel until it ends by itself; for those that do not land.
 async fn ends(device: &Device, landing: &Landing) -> Ended {
     device
         .ssh
-        .carry(landing, std::future::pending(), |news| {
+        .carry(landing, std::future::pending(), nowhere(), |news| {
             assert!(matches!(news, News::Connected(_)), "{news:?}");
         })
         .await
@@ -80,9 +86,11 @@ async fn a_tunnel_lands_carries_bytes_and_leaves_nothing_when_stopped() {
     let landing = landing(sshd.port, service.port());
     let (stop, stopped) = oneshot::channel();
     let (tell, mut news) = mpsc::unbounded_channel();
-    let carried = device.ssh.carry(&landing, async { stopped.await.unwrap() }, |told| {
-        tell.send(told).unwrap()
-    });
+    let carried = device
+        .ssh
+        .carry(&landing, async { stopped.await.unwrap() }, nowhere(), |told| {
+            tell.send(told).unwrap()
+        });
     let check = async {
         let claimed = landed(&mut news).await;
         assert_eq!(claimed.port, sshd.granted);
@@ -122,9 +130,9 @@ async fn a_key_that_the_device_has_made_signs_without_being_offered_first() {
     });
     let landing = landing(sshd.port, 9);
     let (tell, mut news) = mpsc::unbounded_channel();
-    let carried = device
-        .ssh
-        .carry(&landing, std::future::pending(), |told| tell.send(told).unwrap());
+    let carried = device.ssh.carry(&landing, std::future::pending(), nowhere(), |told| {
+        tell.send(told).unwrap()
+    });
     tokio::select! {
         ended = carried => panic!("{ended:?}"),
         _ = landed(&mut news) => {}
@@ -134,14 +142,59 @@ async fn a_key_that_the_device_has_made_signs_without_being_offered_first() {
 }
 
 #[tokio::test]
+async fn a_port_that_was_told_is_forwarded_before_the_claim_is_answered_and_a_wrong_one_does_no_harm() {
+    let sshd = Sshd::start();
+    let device = Device::new(&sshd);
+    let service = serve_banner("hello from the device\n");
+    // The claim is answered once a file is there.
+    let held = sshd.path("held");
+    let claim = fs::read_to_string(sshd.path("claim.sh")).unwrap();
+    sshd.answer_claims_with(&format!(
+        "while [ -e {} ]; do sleep 0.01; done\n{claim}",
+        held.display()
+    ));
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for (told, early) in [(sshd.granted, true), (stranger.local_addr().unwrap().port(), false)] {
+        fs::write(&held, "").unwrap();
+        let landing = landing(sshd.port, service.port());
+        let (tell, mut news) = mpsc::unbounded_channel();
+        let (_teller, port) = watch::channel(Some(SocketAddr::from(([127, 0, 0, 1], told))));
+        let carried = device
+            .ssh
+            .carry(&landing, std::future::pending(), port, |told| tell.send(told).unwrap());
+        let answered = || {
+            tokio::task::spawn_blocking({
+                let granted = sshd.granted;
+                move || wait_for("the port answers", || banner(granted))
+            })
+        };
+        let check = async {
+            if early {
+                assert_eq!(answered().await.unwrap(), "hello from the device\n");
+            }
+            fs::remove_file(&held).unwrap();
+            assert_eq!(landed(&mut news).await.port, sshd.granted);
+            assert_eq!(answered().await.unwrap(), "hello from the device\n");
+        };
+        tokio::select! {
+            ended = carried => panic!("{told}: {ended:?}"),
+            () = check => {}
+        }
+        wait_for("the port is free again", || {
+            banner(sshd.granted).is_none().then_some(())
+        });
+    }
+}
+
+#[tokio::test]
 async fn a_loss_is_noticed_and_named() {
     let sshd = Sshd::start();
     let device = Device::new(&sshd);
     let landing = landing(sshd.port, 9);
     let (tell, mut news) = mpsc::unbounded_channel();
-    let carried = device
-        .ssh
-        .carry(&landing, std::future::pending(), |told| tell.send(told).unwrap());
+    let carried = device.ssh.carry(&landing, std::future::pending(), nowhere(), |told| {
+        tell.send(told).unwrap()
+    });
     let kill = async {
         landed(&mut news).await;
         let pid = device.ssh_processes()[0];
@@ -163,9 +216,9 @@ async fn a_target_that_is_dead_is_told_and_the_tunnel_carries_on_when_it_is_back
     let target = crate::rig::free_port();
     let landing = landing(sshd.port, target);
     let (tell, mut news) = mpsc::unbounded_channel();
-    let carried = device
-        .ssh
-        .carry(&landing, std::future::pending(), |told| tell.send(told).unwrap());
+    let carried = device.ssh.carry(&landing, std::future::pending(), nowhere(), |told| {
+        tell.send(told).unwrap()
+    });
     let check = async {
         let port = landed(&mut news).await.port;
         let ask = move || tokio::task::spawn_blocking(move || banner(port));

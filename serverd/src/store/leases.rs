@@ -16,9 +16,22 @@ use super::{LOGIN_PATIENCE, PATIENCE, Store, StoreError, counter, port, stored, 
 use crate::process::Process;
 use crate::ssh_keygen::PublicKey;
 
+/// Whether a tunnel waits for a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// It has one, and may come back at any time.
+    No,
+    /// For its first.
+    First,
+    /// For another.
+    Again,
+}
+
 /// A tunnel that a device's login may be for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
+    pub tunnel: TunnelId,
+    pub waits: Waits,
     /// The port wished for: its last one on this server, or the asker's hint.
     pub port: Option<u16>,
 }
@@ -264,10 +277,10 @@ async fn landings(store: &Store, calls: &[(ServerId, PublicKey)]) -> Result<Vec<
     let servers: Vec<&str> = calls.iter().map(|(server, _)| server.as_str()).collect();
     let keys: Vec<&str> = calls.iter().map(|(_, key)| key.as_str()).collect();
     // A live tunnel may land again at any time: its device's link may have changed before its server noticed.
-    let rows: Vec<(i64, String, Option<i32>)> = sqlx::query_as(concat!(
-        "SELECT n.at, found.id, found.wish FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n(server, key, at),
+    let rows: Vec<(i64, String, uuid::Uuid, String, Option<i32>)> = sqlx::query_as(concat!(
+        "SELECT n.at, found.id, found.tunnel, found.state, found.wish FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS n(server, key, at),
          LATERAL (
-             SELECT d.id, CASE WHEN t.server_id = n.server THEN t.port ELSE t.remote_port END AS wish
+             SELECT d.id, t.id AS tunnel, t.state, CASE WHEN t.server_id = n.server THEN t.port ELSE t.remote_port END AS wish
              FROM devices d JOIN tunnels t ON t.device_id = d.id
              WHERE (d.ssh_key = n.key OR (d.ssh_key_before = n.key AND d.ssh_key_before_until > clock_timestamp()))
                AND NOT EXISTS (SELECT FROM identities i WHERE i.name = d.id AND i.revoked_at IS NOT NULL)
@@ -275,15 +288,15 @@ async fn landings(store: &Store, calls: &[(ServerId, PublicKey)]) -> Result<Vec<
                AND t.expires_at > clock_timestamp()
                AND (t.state <> 'requested' OR t.deadline_at > clock_timestamp()) AND t.state IN ",
         live!(),
-        // Whether there is one or more is all that matters.
-        "    LIMIT 2) found"
+        // Whether there is one or more is all that matters, and whether more than one waits.
+        " ORDER BY t.state = 'active' LIMIT 2) found"
     ))
     .bind(&servers)
     .bind(&keys)
     .fetch_all(&store.pool)
     .await?;
     let mut found = vec![None; calls.len()];
-    for (at, device, wish) in rows {
+    for (at, device, tunnel, state, wish) in rows {
         let slot = usize::try_from(at - 1).ok().and_then(|at| found.get_mut(at));
         let (_, candidates) = match slot {
             Some(Some(landing)) => landing,
@@ -291,6 +304,12 @@ async fn landings(store: &Store, calls: &[(ServerId, PublicKey)]) -> Result<Vec<
             None => continue,
         };
         candidates.push(Candidate {
+            tunnel: tunnel.into(),
+            waits: match state.as_str() {
+                "requested" => Waits::First,
+                "reconnecting" => Waits::Again,
+                _ => Waits::No,
+            },
             port: wish.map(port).transpose()?,
         });
     }

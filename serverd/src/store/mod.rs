@@ -31,7 +31,7 @@ pub use enrolment::{Admission, NewEnrolment};
 pub use examine::Examined;
 pub use forget::Forgotten;
 pub use grants::{Devices, Explanation, Grantee, Permission, Terms, Verdict};
-pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark};
+pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark, Waits};
 pub use openers::{Bounds, CloseOutcome, Opening};
 pub use presence::Reconcile;
 pub use quotas::{Limited, Quotas};

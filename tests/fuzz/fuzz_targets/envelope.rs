@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use rssh_proto::payload::{self, CloseOrder, DeviceEvent, DeviceStatus, OpenOrder, Reply, Request, ServerRequest};
+use rssh_proto::payload::{self, CloseOrder, DeviceEvent, DeviceOrder, DeviceStatus, Reply, Request, ServerRequest};
 use rssh_proto::topic::Topic;
 
 fn both_ways<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
@@ -18,7 +18,7 @@ fn both_ways<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std
 fuzz_target!(|bytes: &[u8]| {
     both_ways::<Request>(bytes);
     both_ways::<Reply>(bytes);
-    both_ways::<OpenOrder>(bytes);
+    both_ways::<DeviceOrder>(bytes);
     both_ways::<CloseOrder>(bytes);
     both_ways::<DeviceStatus>(bytes);
     both_ways::<DeviceEvent>(bytes);

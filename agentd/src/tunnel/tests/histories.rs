@@ -21,6 +21,10 @@ enum Step {
         tunnel: usize,
         epoch: u64,
     },
+    /// Word of a port comes, however late.
+    Port {
+        tunnel: usize,
+    },
     Dialed {
         which: usize,
         open: bool,
@@ -57,6 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
             }
         ),
         1 => (0..4_usize, 0..5_u64).prop_map(|(tunnel, epoch)| Step::Close { tunnel, epoch }),
+        2 => (0..4_usize).prop_map(|tunnel| Step::Port { tunnel }),
         2 => (0..8_usize, any::<bool>()).prop_map(|(which, open)| Step::Dialed { which, open }),
         4 => (0..8_usize, 0..3_u64).prop_map(|(which, ahead)| Step::Landed { which, ahead }),
         3 => (0..8_usize, 0..5_usize).prop_map(|(which, how)| Step::Ended { which, how }),
@@ -107,6 +112,10 @@ impl World {
                     let beside = self.running.iter().find(|running| running.tunnel == attempt.tunnel);
                     assert_eq!(beside, None, "a second ssh for one tunnel");
                     self.running.push(attempt);
+                }
+                Command::Forward { attempt, .. } => {
+                    assert!(self.running.contains(&attempt), "nothing to forward");
+                    assert!(!self.told_to_end.contains(&attempt), "it is being ended");
                 }
                 Command::End { attempt } => {
                     assert!(self.running.contains(&attempt), "nothing to end");
@@ -216,6 +225,10 @@ impl World {
             }
             Step::Close { tunnel, epoch } => {
                 let commands = self.tunnels.handle_close(&close(self.ids[tunnel], epoch));
+                self.execute(commands);
+            }
+            Step::Port { tunnel } => {
+                let commands = self.tunnels.handle_port(&port(self.ids[tunnel]));
                 self.execute(commands);
             }
             Step::Dialed { which, open } => {

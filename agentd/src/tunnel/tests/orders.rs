@@ -3,6 +3,29 @@
 use super::*;
 
 #[test]
+fn word_of_a_port_is_for_the_ssh_that_lands_now() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.tunnels.handle_port(&port(rig.id)), [], "nothing is ordered");
+    let attempt = landed_by(&rig.open(1));
+    let at = port(rig.id).address();
+    assert_eq!(
+        rig.tunnels.handle_port(&port(rig.id)),
+        [Command::Forward { attempt, at }]
+    );
+    assert_eq!(rig.tunnels.handle_port(&port(TunnelId::generate())), [], "another's");
+    rig.tunnels.handle_ended(attempt, passing(), rig.now);
+    assert_eq!(rig.tunnels.handle_port(&port(rig.id)), [], "it waits for its next try");
+    let due = rig.tunnels.poll_timeout().unwrap();
+    let attempt = landed_by(&rig.pass(due - rig.now));
+    assert_eq!(
+        rig.tunnels.handle_port(&port(rig.id)),
+        [Command::Forward { attempt, at }]
+    );
+    rig.tunnels.handle_landed(attempt, &claimed(1));
+    assert_eq!(rig.tunnels.handle_port(&port(rig.id)), [], "it has landed");
+}
+
+#[test]
 fn an_order_is_acknowledged_before_ssh_starts() {
     let mut rig = Rig::new();
     let commands = rig.open(1);
