@@ -54,7 +54,9 @@ impl World {
                 let takes = Duration::from_millis(10);
                 self.agenda.after(takes, Event::Over(device, attempt, Ended::Stopped));
             }
-            DeviceCommand::Dial { .. } | DeviceCommand::Leave { .. } => bail!("a device does what it was not asked"),
+            DeviceCommand::Dial { .. } | DeviceCommand::Forward { .. } | DeviceCommand::Leave { .. } => {
+                bail!("a device does what it was not asked")
+            }
         }
         Ok(())
     }
