@@ -67,7 +67,8 @@ mod tests {
         let mut ssh = File::options().create(true).append(true).open(&path).unwrap();
         let refused = b"connect_to localhost port 22: failed.\r\n";
         ssh.write_all(refused).unwrap();
-        let mut log = Log::open(&path).unwrap();
+        assert!(Log::open(&path).unwrap().target_refused().unwrap());
+        let mut log = Log::continue_at_end(&path).unwrap();
         assert!(!log.target_refused().unwrap());
         for _ in 0..5000 {
             ssh.write_all(refused).unwrap();
