@@ -16,6 +16,8 @@ pub struct Tally {
     /// Where each tunnel's device listens.
     places: HashMap<TunnelId, SocketAddr>,
     holders: HashMap<SocketAddr, TunnelId>,
+    /// Names whose device has not said yet where it listens: serverd sees a listener before its device has told of it.
+    early: HashMap<TunnelId, (SocketAddr, Duration)>,
     opened: Vec<Duration>,
     conflicts: u32,
     lost: u32,
@@ -42,6 +44,9 @@ impl Tally {
         {
             self.conflict(format!("{at} was given to {tunnel} and to {other}"));
         }
+        if let Some((named, took)) = self.early.remove(&tunnel) {
+            self.handle_opened(tunnel, named, took);
+        }
     }
 
     /// A port that was given to a tunnel was not free.
@@ -59,7 +64,7 @@ impl Tally {
                     "the name of {tunnel} leads to {at}, but its device is at {place}"
                 ));
             }
-            None => self.conflict(format!("the name of {tunnel} leads to {at}, where its device is not")),
+            None => drop(self.early.insert(tunnel, (at, took))),
         }
     }
 
@@ -76,6 +81,9 @@ impl Tally {
 
     /// What it came to, without the first so many opens.
     pub fn outcome(mut self, without: usize) -> Outcome {
+        for (tunnel, (at, _)) in std::mem::take(&mut self.early) {
+            self.conflict(format!("the name of {tunnel} leads to {at}, where its device is not"));
+        }
         let counted = self.opened.split_off(without.min(self.opened.len()));
         Outcome {
             ms: counted.iter().map(|took| took.as_secs_f64() * 1000.0).collect(),
@@ -127,12 +135,24 @@ mod tests {
         assert_eq!(tally.conflicts, 1);
         tally.handle_opened(one, at(2), Duration::ZERO);
         assert_eq!(tally.conflicts, 2);
-        tally.handle_opened(TunnelId::generate(), at(1), Duration::ZERO);
-        assert_eq!(tally.conflicts, 3);
         tally.handle_taken(one, at(1));
+        assert_eq!(tally.conflicts, 3);
+        tally.handle_opened(TunnelId::generate(), at(1), Duration::ZERO);
         let outcome = tally.outcome(0);
         assert_eq!((outcome.conflicts, outcome.ms.len()), (4, 0));
         assert_eq!(outcome.told.len(), 4);
+    }
+
+    #[test]
+    fn a_name_may_be_heard_of_before_its_device_has_told_where_it_listens() {
+        let (one, two) = (TunnelId::generate(), TunnelId::generate());
+        let mut tally = Tally::default();
+        tally.handle_opened(one, at(1), Duration::ZERO);
+        tally.handle_opened(two, at(3), Duration::ZERO);
+        tally.handle_listening(one, at(1));
+        tally.handle_listening(two, at(2));
+        let outcome = tally.outcome(0);
+        assert_eq!((outcome.ms.len(), outcome.conflicts), (1, 1));
     }
 
     #[test]
