@@ -41,10 +41,10 @@ fn an_unknown_device_is_named_at_once() {
         &["rssh", "open", "device-999", "--port", "80", "--json"],
         &["rssh", "proxy", "device-999"],
     ] {
-        let took = fails(&lab, "user-20", argv, FailureKind::UnknownDevice, "device-999");
+        let took = fails(&lab, "user-41", argv, FailureKind::UnknownDevice, "device-999");
         assert!(took < SOON, "{took:?}");
     }
-    assert_eq!(said(&lab, "user-20", &["rssh", "ls", "--json"]), "");
+    assert_eq!(said(&lab, "user-41", &["rssh", "ls", "--json"]), "");
 }
 
 #[test]

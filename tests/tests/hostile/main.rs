@@ -78,7 +78,7 @@ fn running() -> Arc<Lab> {
     let options = Options {
         servers: NonZeroU32::new(SERVERS).unwrap(),
         devices: 55,
-        users: 40,
+        users: 42,
         ..Options::default()
     };
     shared(options, make_talkative)

@@ -61,14 +61,14 @@ fn a_port_that_is_wished_for_is_given_while_it_is_free() {
     let lab = lab();
     // Of no other test: those are drawn from ten thousand.
     for wish in ["29871", "29872", "29873"] {
-        let opened = open(&lab, "user-20", "device-43", &["--new", "--remote-port", wish]);
+        let opened = open(&lab, "user-42", "device-43", &["--new", "--remote-port", wish]);
         // Of several tunnels of a device none is known to be meant.
         let given = port_of(&lab, &opened.tunnel);
-        said(&lab, "user-20", &["rssh", "close", &opened.tunnel]);
+        said(&lab, "user-42", &["rssh", "close", &opened.tunnel]);
         assert_eq!(given, wish);
     }
     // One that is out of range is a wish that cannot come true, and no fault.
-    let opened = open(&lab, "user-20", "device-43", &["--new", "--remote-port", "22"]);
+    let opened = open(&lab, "user-42", "device-43", &["--new", "--remote-port", "22"]);
     assert_ne!(port_of(&lab, &opened.tunnel), "22");
 }
 
