@@ -8,10 +8,10 @@ use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, TunnelId};
 use sqlx::postgres::PgConnection;
 use sqlx::{Postgres, Transaction};
 
-use super::tunnels::{
-    Asker, Times, Tunnel, asker_column, live, quickly, read, reconnecting, stage_columns, traced, tunnel_columns,
-    with_askers,
+use super::row::{
+    Asker, Times, Tunnel, asker_column, live, quickly, read, stage_columns, traced, tunnel_columns, with_askers,
 };
+use super::tunnels::reconnecting;
 use super::{LOGIN_PATIENCE, PATIENCE, Store, StoreError, counter, port, stored, uncounter};
 use crate::process::Process;
 use crate::ssh_keygen::PublicKey;

@@ -8,7 +8,8 @@ use sqlx::postgres::PgConnection;
 
 use super::grants::limit;
 use super::quotas::{self, Quotas, Usage};
-use super::tunnels::{Asker, Tunnel, end, live, read, tunnel_columns};
+use super::row::{Asker, Tunnel, live, read, tunnel_columns};
+use super::tunnels::end;
 use super::{PATIENCE, Store, StoreError};
 
 /// What became of a request to open.

@@ -3,7 +3,7 @@
 use rssh_proto::payload::{DeviceInfo, DeviceStatus, Presence};
 use rssh_proto::{DeviceId, Epoch, InstanceId, Tags, TunnelId, UserId};
 
-use super::tunnels::{Tunnel, live, read, tunnel_columns};
+use super::row::{Tunnel, live, read, tunnel_columns};
 use super::{PATIENCE, Store, StoreError, counter, stored, uncounter};
 
 /// How often the agent of a device may be another one within a minute: restarts are.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use rssh_proto::payload::ServerState;
 use rssh_proto::{Generation, ServerId};
 
-use super::tunnels::{Tunnel, read, tunnel_columns};
+use super::row::{Tunnel, read, tunnel_columns};
 use super::{Store, StoreError, counter, stored, uncounter};
 use crate::process::Holder;
 use crate::suspicion::Beat;

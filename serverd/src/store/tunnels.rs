@@ -1,108 +1,12 @@
-//! Tunnels: what is known of them, and their way to an end.
+//! Tunnels: what users ask of them, and their way to an end.
 
-use rssh_proto::payload::TunnelState;
-use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, ServerId, SessionId, Target, TunnelId, UserId};
-use sqlx::Row as _;
-use sqlx::postgres::{PgConnection, PgRow};
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, Target, TunnelId, UserId};
+use sqlx::postgres::PgConnection;
 
-use super::{PATIENCE, Store, StoreError, counter, port, stored, uncounter};
-
-/// A tunnel as the database has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tunnel {
-    pub id: TunnelId,
-    pub user: UserId,
-    pub device: DeviceId,
-    pub target: Target,
-    pub state: TunnelState,
-    pub epoch: Epoch,
-    /// Where it landed last.
-    pub place: Option<(ServerId, u16)>,
-    pub remote_port: Option<u16>,
-    pub idle_s: Option<u32>,
-    /// When it ends, in Unix seconds, and in seconds from the answer.
-    pub expires_at: i64,
-    pub ttl_s: u32,
-    /// How long its first asker still waits, in milliseconds from the answer.
-    pub within_ms: u32,
-    /// Why it failed; of an active one, what its device said of the target in the last seconds.
-    pub failure: Option<Failure>,
-}
-
-/// Where answers about a tunnel go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asker {
-    pub user: UserId,
-    pub session: SessionId,
-    pub request: TunnelId,
-}
-
-/// A tunnel that has changed, and whom to tell; `None` when there was nothing to change.
-pub(super) type Told = Option<(Tunnel, Vec<Asker>)>;
-
-/// When a tunnel reached each stage: milliseconds from its request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Times {
-    /// Unix seconds.
-    pub requested_at: i64,
-    pub answered_ms: Option<u32>,
-    pub landed_ms: Option<u32>,
-    pub claimed_ms: Option<u32>,
-    pub active_ms: Option<u32>,
-    pub ended_ms: Option<u32>,
-}
-
-/// The columns that [`read`] reads.
-macro_rules! tunnel_columns {
-    () => {
-        "t.id, t.user_id, t.device_id, t.target, t.state, t.epoch, t.server_id, t.port, t.remote_port, t.idle_s,
-         extract(epoch FROM t.expires_at)::bigint AS expires_at,
-         greatest(extract(epoch FROM t.expires_at - clock_timestamp()), 0)::bigint AS ttl_s,
-         greatest(extract(epoch FROM t.deadline_at - clock_timestamp()) * 1000, 0)::bigint AS within_ms,
-         CASE WHEN t.state = 'failed' OR t.failed_at > clock_timestamp() - interval '5 s' THEN t.failure_kind END
-             AS failure_kind, t.failure_message"
-    };
-}
-pub(super) use tunnel_columns;
-
-/// The columns, after a tunnel's, that [`times`] reads.
-macro_rules! stage_columns {
-    () => {
-        ", extract(epoch FROM t.created_at)::bigint AS requested_at,
-         (extract(epoch FROM t.answered_at - t.created_at) * 1000)::bigint AS answered_ms,
-         (extract(epoch FROM t.landed_at - t.created_at) * 1000)::bigint AS landed_ms,
-         (extract(epoch FROM t.claimed_at - t.created_at) * 1000)::bigint AS claimed_ms,
-         (extract(epoch FROM t.active_at - t.created_at) * 1000)::bigint AS active_ms,
-         (extract(epoch FROM t.ended_at - t.created_at) * 1000)::bigint AS ended_ms"
-    };
-}
-pub(super) use stage_columns;
-
-/// The states in which a tunnel may still carry something.
-macro_rules! live {
-    () => {
-        "('requested', 'claimed', 'active', 'reconnecting')"
-    };
-}
-pub(super) use live;
-
-/// The column, after a tunnel's, that [`with_askers`] reads: the askers who may still listen.
-macro_rules! asker_column {
-    () => {
-        ", ARRAY(SELECT o.request_id || ' ' || o.session FROM openers o
-                 WHERE o.tunnel_id = t.id AND o.released_by IS NULL AND o.waits_until > clock_timestamp() LIMIT 64)
-             AS askers"
-    };
-}
-pub(super) use asker_column;
-
-/// That the commit of a statement does not wait for the disk, as a condition that holds.
-macro_rules! quickly {
-    () => {
-        "set_config('synchronous_commit', 'off', true) IS NOT NULL"
-    };
-}
-pub(super) use quickly;
+use super::row::{
+    Asker, Times, Told, Tunnel, asker_column, live, quickly, read, stage_columns, traced, tunnel_columns, with_askers,
+};
+use super::{PATIENCE, Store, StoreError, counter};
 
 /// Whether the grants still allow the user's tunnel: who may not open it may not read of it either.
 macro_rules! permitted {
@@ -111,109 +15,12 @@ macro_rules! permitted {
     };
 }
 
-pub(super) fn read(row: &PgRow) -> Result<Tunnel, StoreError> {
-    let place = match (
-        row.try_get::<Option<&str>, _>("server_id")?,
-        row.try_get::<Option<i32>, _>("port")?,
-    ) {
-        (Some(server), Some(number)) => Some((stored("a server", server)?, port(number)?)),
-        _ => None,
-    };
-    let failure = match row.try_get::<Option<&str>, _>("failure_kind")? {
-        Some(kind) => Some(Failure::new(
-            serde_json::from_value(kind.into()).map_err(|_| StoreError::value("a failure", kind))?,
-            row.try_get::<Option<&str>, _>("failure_message")?.unwrap_or_default(),
-        )),
-        None => None,
-    };
-    let state: &str = row.try_get("state")?;
-    let unsigned = |column| {
-        row.try_get::<i64, _>(column)
-            .map(|value| u32::try_from(value).unwrap_or(u32::MAX))
-    };
-    Ok(Tunnel {
-        id: row.try_get::<uuid::Uuid, _>("id")?.into(),
-        user: stored("a user", row.try_get("user_id")?)?,
-        device: stored("a device", row.try_get("device_id")?)?,
-        target: stored("a target", row.try_get("target")?)?,
-        state: serde_json::from_value(state.into()).map_err(|_| StoreError::value("a state", state))?,
-        epoch: Epoch(uncounter(row.try_get("epoch")?)),
-        place,
-        remote_port: row.try_get::<Option<i32>, _>("remote_port")?.map(port).transpose()?,
-        idle_s: row
-            .try_get::<Option<i32>, _>("idle_s")?
-            .and_then(|seconds| u32::try_from(seconds).ok()),
-        expires_at: row.try_get("expires_at")?,
-        ttl_s: unsigned("ttl_s")?,
-        within_ms: unsigned("within_ms")?,
-        failure,
-    })
-}
-
-/// A tunnel with the times of its stages.
-pub(super) fn traced(row: &PgRow) -> Result<(Tunnel, Times), StoreError> {
-    Ok((read(row)?, times(row)?))
-}
-
-/// A tunnel with its askers.
-pub(super) fn with_askers(row: &PgRow) -> Result<(Tunnel, Vec<Asker>), StoreError> {
-    let tunnel = read(row)?;
-    let texts: Vec<String> = row.try_get("askers")?;
-    let asker = |text: &String| {
-        let (request, session) = text
-            .split_once(' ')
-            .ok_or_else(|| StoreError::value("an asker", text))?;
-        Ok(Asker {
-            user: tunnel.user.clone(),
-            session: stored("a session", session)?,
-            request: stored("a request", request)?,
-        })
-    };
-    let askers = texts.iter().map(asker).collect::<Result<_, StoreError>>()?;
-    Ok((tunnel, askers))
-}
-
-fn times(row: &PgRow) -> Result<Times, StoreError> {
-    let after = |column| {
-        let value: Option<i64> = row.try_get(column)?;
-        Ok::<_, StoreError>(value.map(|ms| u32::try_from(ms.max(0)).unwrap_or(u32::MAX)))
-    };
-    Ok(Times {
-        requested_at: row.try_get("requested_at")?,
-        answered_ms: after("answered_ms")?,
-        landed_ms: after("landed_ms")?,
-        claimed_ms: after("claimed_ms")?,
-        active_ms: after("active_ms")?,
-        ended_ms: after("ended_ms")?,
-    })
-}
-
 /// The name of a failure's kind in the database.
 fn kind_name(kind: FailureKind) -> String {
     serde_json::to_value(kind)
         .ok()
         .and_then(|value| value.as_str().map(str::to_owned))
         .unwrap_or_default()
-}
-
-/// The askers of a tunnel who may still listen.
-pub(super) async fn askers(connection: &mut PgConnection, tunnel: &Tunnel) -> Result<Vec<Asker>, StoreError> {
-    let rows: Vec<(uuid::Uuid, String)> = sqlx::query_as(
-        "SELECT request_id, session FROM openers
-         WHERE tunnel_id = $1 AND released_by IS NULL AND waits_until > clock_timestamp() LIMIT 64",
-    )
-    .bind(tunnel.id.uuid())
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter()
-        .map(|(request, session)| {
-            Ok(Asker {
-                user: tunnel.user.clone(),
-                session: stored("a session", &session)?,
-                request: request.into(),
-            })
-        })
-        .collect()
 }
 
 impl Store {
@@ -423,7 +230,8 @@ impl Store {
                      failed_at = clock_timestamp()
                  WHERE t.id = $1 AND t.device_id = $2 AND t.state IN ('requested', 'claimed', 'reconnecting')
                    AND (NOT $5 OR (t.state = 'requested' AND t.answered_at IS NULL)) RETURNING ",
-                tunnel_columns!()
+                tunnel_columns!(),
+                asker_column!()
             ))
             .bind(tunnel.uuid())
             .bind(device.as_str())
@@ -433,7 +241,7 @@ impl Store {
             .fetch_optional(&mut *tx)
             .await?;
             evict(&mut tx, tunnel).await?;
-            let told = told(&mut tx, row).await?;
+            let told = row.as_ref().map(with_askers).transpose()?;
             tx.commit().await?;
             Ok(told)
         })
@@ -558,17 +366,6 @@ async fn answer_all(store: &Store, calls: &[(TunnelId, DeviceId)]) -> Result<Vec
         Some(found.swap_remove(at))
     };
     Ok(calls.iter().map(|(id, _)| one(*id)).collect())
-}
-
-/// The tunnel of a returned row with its askers.
-pub(super) async fn told(
-    connection: &mut PgConnection,
-    row: Option<PgRow>,
-) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
-    let Some(row) = row else { return Ok(None) };
-    let tunnel = read(&row)?;
-    let askers = askers(connection, &tunnel).await?;
-    Ok(Some((tunnel, askers)))
 }
 
 /// Closes a live tunnel and asks for the end of its session.
