@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use rssh_proto::name::ProxyDomain;
 
-use super::join::Joining;
 use super::{BROKER_PORT, HAPROXY, LOCAL_REDIS, PKI, ROUTER, STATE, database};
 
 /// Where a server's sshd listens: more ports, more connections that one load balancer can make.
@@ -29,77 +28,56 @@ const DEFAULT_CONNECTIONS: u64 = 74_000;
 /// What HAProxy opens beside its connections' two files each.
 const FILES_BESIDE: u64 = 6200;
 
+/// What `serverd.toml` says of a server.
+pub(super) struct Server {
+    pub(super) domain: ProxyDomain,
+    /// Where sshd, leased ports and health checks are.
+    pub(super) address: IpAddr,
+    pub(super) database: String,
+    pub(super) redis: String,
+    /// Where HTTPS is answered, by way of the load balancer.
+    pub(super) url: String,
+    /// Whether the authorities are on this machine: another server issues nothing.
+    pub(super) authorities: bool,
+}
+
+impl Server {
+    /// The first one, with the stores, the load balancer and the authorities beside it.
+    pub(super) fn first(domain: &ProxyDomain, address: IpAddr) -> Self {
+        Self {
+            domain: domain.clone(),
+            address,
+            database: database::url("rssh-serverd"),
+            redis: LOCAL_REDIS.to_owned(),
+            url: format!("https://{domain}:{HTTPS_PORT}"),
+            authorities: true,
+        }
+    }
+}
+
 /// `serverd.toml`.
-pub(super) fn serverd(domain: &ProxyDomain, address: IpAddr) -> String {
-    let listen = SSHD_PORTS.map(|port| format!("\"{}\"", SocketAddr::new(address, port)));
-    format!(
-        r#"# Written by rssh-serverd setup; yours to change. See rssh-serverd(8).
-state-dir = "{STATE}"
-
-[public]
-domain = "{domain}"
-ssh = ["{domain}:{DEVICES_PORT}"]
-bearer-port = {BEARER_PORT}
-
-[database]
-url = "{database}"
-
-[redis]
-url = "{LOCAL_REDIS}"
-
-[mqtt]
-brokers = ["{domain}:{BROKER_PORT}"]
-ca = "{PKI}/servers-ca.pem"
-
-[sshd]
-# Leased ports listen here: an address that only the load balancers reach.
-address = "{address}"
-listen = [{listen}]
-ports = "20000-29999"
-dir = "/etc/rssh/sshd"
-
-[http]
-listen = "{health}"
-
-[https]
-listen = "{https}"
-url = "https://{domain}:{HTTPS_PORT}"
-
-# Only where administration is done: this directory holds the authorities.
-[admin]
-pki = "{PKI}"
-"#,
-        database = database::url("rssh-serverd"),
-        listen = listen.join(", "),
-        health = SocketAddr::new(address, HEALTH_PORT),
-        https = SocketAddr::new(address, SERVER_HTTPS_PORT),
-    )
-}
-
-/// The database of the domain's machine, as another server connects to it: by TLS, with its certificate.
-pub(super) fn remote_database(domain: &ProxyDomain) -> String {
-    format!(
-        "postgres://{role}@{domain}/{name}?sslmode=verify-full&sslrootcert={STATE}/trust/servers-ca.pem\
-         &sslcert={STATE}/server.pem&sslkey={STATE}/server.key",
-        role = database::REMOTE,
-        name = database::DATABASE,
-    )
-}
-
-/// `serverd.toml` of another server: it issues nothing.
-pub(super) fn joined(joining: &Joining) -> String {
-    let Joining {
-        url,
+pub(super) fn serverd(server: &Server) -> String {
+    let Server {
         domain,
         address,
         database,
         redis,
-        ..
-    } = joining;
-    let address = IpAddr::V4(*address);
-    let listen = SSHD_PORTS.map(|port| format!("\"{}\"", SocketAddr::new(address, port)));
+        url,
+        authorities,
+    } = server;
+    let listen = SSHD_PORTS.map(|port| format!("\"{}\"", SocketAddr::new(*address, port)));
+    let (ca, admin) = if *authorities {
+        (
+            format!("ca = \"{PKI}/servers-ca.pem\"\n"),
+            format!(
+                "\n# Only where administration is done: this directory holds the authorities.\n[admin]\npki = \"{PKI}\"\n"
+            ),
+        )
+    } else {
+        Default::default()
+    };
     format!(
-        r#"# Written by rssh-serverd setup --join; yours to change. See rssh-serverd(8).
+        r#"# Written by rssh-serverd setup; yours to change. See rssh-serverd(8).
 state-dir = "{STATE}"
 
 [public]
@@ -115,9 +93,9 @@ url = "{redis}"
 
 [mqtt]
 brokers = ["{domain}:{BROKER_PORT}"]
-
+{ca}
 [sshd]
-# Leased ports listen here: an address that only the load balancers reach, by the rules in /etc/rssh/nftables.nft.
+# Leased ports listen here: an address that only the load balancers reach.
 address = "{address}"
 listen = [{listen}]
 ports = "20000-29999"
@@ -129,10 +107,20 @@ listen = "{health}"
 [https]
 listen = "{https}"
 url = "{url}"
-"#,
+{admin}"#,
         listen = listen.join(", "),
-        health = SocketAddr::new(address, HEALTH_PORT),
-        https = SocketAddr::new(address, SERVER_HTTPS_PORT),
+        health = SocketAddr::new(*address, HEALTH_PORT),
+        https = SocketAddr::new(*address, SERVER_HTTPS_PORT),
+    )
+}
+
+/// The database of the domain's machine, as another server connects to it: by TLS, with its certificate.
+pub(super) fn remote_database(domain: &ProxyDomain) -> String {
+    format!(
+        "postgres://{role}@{domain}/{name}?sslmode=verify-full&sslrootcert={STATE}/trust/servers-ca.pem\
+         &sslcert={STATE}/server.pem&sslkey={STATE}/server.key",
+        role = database::REMOTE,
+        name = database::DATABASE,
     )
 }
 
@@ -238,9 +226,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("serverd.toml");
         let domain: ProxyDomain = "proxy.example.com".parse().unwrap();
-        std::fs::write(&path, serverd(&domain, IpAddr::from([10, 0, 0, 1]))).unwrap();
-        let config = crate::config::Config::load(&path).unwrap();
-        assert_eq!(config.public.domain, domain);
-        assert_eq!(config.https.unwrap().url.to_string(), "https://proxy.example.com:8443");
+        let first = Server::first(&domain, IpAddr::from([10, 0, 0, 1]));
+        let other = Server {
+            address: IpAddr::from([10, 0, 0, 2]),
+            database: remote_database(&domain),
+            redis: "rediss://proxy.example.com:6380/".to_owned(),
+            authorities: false,
+            ..Server::first(&domain, first.address)
+        };
+        for server in [first, other] {
+            std::fs::write(&path, serverd(&server)).unwrap();
+            let config = crate::config::Config::load(&path).unwrap();
+            assert_eq!(config.public.domain, domain);
+            assert_eq!(config.sshd.address, server.address);
+            assert_eq!(config.https.unwrap().url.to_string(), "https://proxy.example.com:8443");
+            assert_eq!(config.admin.is_some(), server.authorities);
+            assert_eq!(config.mqtt.ca.is_some(), server.authorities);
+        }
     }
 }

@@ -27,13 +27,13 @@ const RULES: &str = "/etc/rssh/nftables.nft";
 const NOBODY: &str = "elements = { 127.0.0.0/8 }";
 
 /// What is to be joined, and how.
-pub(super) struct Joining {
-    pub(super) url: HttpsUrl,
-    pub(super) domain: ProxyDomain,
+struct Joining {
+    url: HttpsUrl,
+    domain: ProxyDomain,
     /// Where leased ports listen.
-    pub(super) address: Ipv4Addr,
-    pub(super) database: String,
-    pub(super) redis: String,
+    address: Ipv4Addr,
+    database: String,
+    redis: String,
     balancers: Vec<Ipv4Addr>,
     token_file: Option<PathBuf>,
 }
@@ -69,6 +69,18 @@ impl Joining {
             token_file: args.token_file,
         })
     }
+
+    /// What its configuration says.
+    fn server(&self) -> files::Server {
+        files::Server {
+            domain: self.domain.clone(),
+            address: self.address.into(),
+            database: self.database.clone(),
+            redis: self.redis.clone(),
+            url: self.url.to_string(),
+            authorities: false,
+        }
+    }
 }
 
 /// Sets this machine up as another server.
@@ -98,7 +110,7 @@ async fn server(joining: &Joining, machine: &mut Machine) -> Result<()> {
     let path = Path::new(CONFIG);
     // What the operator changed stays: only a file that is not there is written.
     if !path.exists() {
-        machine.file(path, &files::joined(joining), 0o644, "root")?;
+        machine.file(path, &files::serverd(&joining.server()), 0o644, "root")?;
     }
     if machine.is_dry() && !path.exists() {
         machine.change(&format!("join {} with a token", joining.url));

@@ -227,12 +227,8 @@ async fn server(wanted: &Wanted, machine: &mut Machine) -> Result<()> {
     let path = Path::new(CONFIG);
     // What the operator changed stays: only a file that is not there is written.
     if !path.exists() {
-        machine.file(
-            path,
-            &files::serverd(&wanted.domain, wanted.address.into()),
-            0o644,
-            "root",
-        )?;
+        let server = files::Server::first(&wanted.domain, wanted.address.into());
+        machine.file(path, &files::serverd(&server), 0o644, "root")?;
     }
     resolvable(wanted, machine)?;
     if machine.is_dry() {
