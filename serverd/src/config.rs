@@ -177,6 +177,8 @@ pub struct Tunnels {
     pub clock_skew: Span,
     /// How long a login may hold a port without claiming a tunnel.
     pub claim_within: Span,
+    /// How long the database remembers a tunnel that is over; the audit trail is apart from it.
+    pub history: Span,
 }
 
 impl Default for Tunnels {
@@ -187,6 +189,7 @@ impl Default for Tunnels {
             name_ttl: Span::seconds(120),
             clock_skew: Span::seconds(10),
             claim_within: Span::seconds(10),
+            history: Span::seconds(30 * 86_400),
         }
     }
 }
@@ -353,6 +356,10 @@ impl Config {
             && (admin.lifetime < Span::seconds(10) || admin.ssh_lifetime < Span::seconds(10))
         {
             return Some("admin.lifetime and admin.ssh-lifetime must be 10s at least".into());
+        }
+        // A close that is repeated is answered from what is remembered.
+        if self.tunnels.history < Span::seconds(3600) {
+            return Some("tunnels.history must be 1h at least".into());
         }
         // These paths become words of sshd's configuration and of a command in it.
         for (name, path) in [

@@ -27,8 +27,8 @@ use crate::store::Store;
 use crate::turns::Turns;
 use crate::watcher::Watcher;
 use crate::{
-    address, audit, capacity, control, devices, failover, http, landing, local, name_key, peers, renewal, requests,
-    sessions, sshd, web,
+    address, audit, capacity, control, devices, failover, history, http, landing, local, name_key, peers, renewal,
+    requests, sessions, sshd, web,
 };
 
 /// How many messages are worked on at once; more wait at the broker.
@@ -123,6 +123,7 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::spawn(sessions::evictions(server.clone())),
         tokio::spawn(sessions::sweep(server.clone())),
         tokio::spawn(sessions::expire(server.clone())),
+        tokio::spawn(history::run(server.clone())),
         watching_others,
         tokio::spawn(mqtt),
         tokio::spawn(hear(server.clone(), events)),

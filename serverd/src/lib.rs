@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod domain;
 pub mod failover;
 pub mod flood;
+pub mod history;
 pub mod home;
 pub mod http;
 pub mod landing;

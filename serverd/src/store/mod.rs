@@ -13,6 +13,7 @@ mod examine;
 mod forget;
 mod grants;
 mod group;
+mod history;
 mod leases;
 mod openers;
 mod presence;
@@ -63,6 +64,9 @@ use crate::ssh_keygen::PublicKey;
 pub const PATIENCE: Duration = Duration::from_millis(1400);
 /// How long a login may wait for its answer, which is to be there within two seconds of its first byte.
 const LOGIN_PATIENCE: Duration = Duration::from_millis(1100);
+
+/// Takes the lock of whoever migrates; it ends with the connection.
+const MIGRATING: &str = "SELECT pg_advisory_lock(hashtext('rssh-serverd migrate'))";
 
 /// Why the store could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +214,10 @@ impl Store {
         sqlx::raw_sql("SET statement_timeout = 0")
             .execute(&mut connection)
             .await?;
+        // Two do not migrate at once. Who waits here keeps nobody else waiting.
+        for step in ["SET lock_timeout = 0", MIGRATING, "RESET lock_timeout"] {
+            sqlx::raw_sql(step).execute(&mut connection).await?;
+        }
         migrator().run(&mut connection).await?;
         sqlx::raw_sql(include_str!("roles.sql"))
             .execute(&mut connection)
@@ -295,7 +303,10 @@ fn migrator() -> Migrator {
             migration(9, "ssh_keys", include_str!("../../migrations/0009_ssh_keys.sql")),
             migration(10, "closes", include_str!("../../migrations/0010_closes.sql")),
             migration(11, "grouped", include_str!("../../migrations/0011_grouped.sql")),
+            migration(12, "history", include_str!("../../migrations/0012_history.sql")),
         ]),
+        // Store::migrate locks.
+        locking: false,
         ..Migrator::DEFAULT
     }
 }

@@ -5,6 +5,7 @@
 mod audit;
 mod authorization;
 mod forget;
+mod history;
 mod postgres;
 mod presence;
 mod tunnels;
