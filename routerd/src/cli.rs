@@ -185,7 +185,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
     config.masters()?;
     Verifier::load(&config.registry.servers_ca)?;
     config.redis().map_err(|error| value("redis.url", &error))?;
-    rssh_stores::Postgres::parse(&config.database.url).map_err(|error| value("database.url", &error))?;
+    rssh_stores::Postgres::parse(config.database.url.as_str()).map_err(|error| value("database.url", &error))?;
     for (key, path) in [
         ("haproxy.certificate", config.haproxy.certificate.path()),
         ("haproxy.users-ca", config.haproxy.users_ca.path()),

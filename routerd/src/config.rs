@@ -2,7 +2,6 @@
 
 mod values;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use rssh_mqtt::{IdentityFiles, files};
 use rssh_proto::duration::Span;
 use rssh_proto::name::{NameMaster, ProxyDomain};
 use rssh_proto::{HostPort, HttpsUrl, RouterId};
+use rssh_stores::StoreUrl;
 use serde::Deserialize;
 
 pub use values::{AccountName, LogTarget, PlainPath};
@@ -43,7 +43,7 @@ pub struct Config {
     pub haproxy: HaproxyConfig,
     pub mqtt: MqttConfig,
     pub redis: RedisConfig,
-    pub database: UrlConfig,
+    pub database: DatabaseConfig,
     pub registry: RegistryConfig,
     /// Without it, no metrics are served.
     #[serde(default)]
@@ -183,11 +183,10 @@ impl MqttConfig {
 }
 
 /// `[redis]`
-#[derive(Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RedisConfig {
-    /// May hold a password: never printed.
-    pub url: String,
+    pub url: StoreUrl,
     /// The password of the URL's user, in a file that its owner alone reads.
     pub password_file: Option<PathBuf>,
     /// The CA of Redis's certificate; that of `[mqtt]`, when absent.
@@ -197,24 +196,11 @@ pub struct RedisConfig {
     pub key: Option<PathBuf>,
 }
 
-impl fmt::Debug for RedisConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RedisConfig(..)")
-    }
-}
-
 /// `[database]`
-#[derive(Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct UrlConfig {
-    /// May hold a password: never printed.
-    pub url: String,
-}
-
-impl fmt::Debug for UrlConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("UrlConfig(..)")
-    }
+pub struct DatabaseConfig {
+    pub url: StoreUrl,
 }
 
 /// `[registry]`
@@ -265,7 +251,7 @@ impl Config {
             },
             password: redis.password_file.clone(),
         };
-        rssh_stores::Redis::parse(&redis.url, files)
+        rssh_stores::Redis::parse(redis.url.as_str(), files)
     }
 
     fn check(&self) -> Result<(), ConfigError> {

@@ -88,7 +88,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         .redis()
         .context("redis.url in the configuration is not usable")?
         .with_announcements();
-    let database = Postgres::parse(&config.database.url)
+    let database = Postgres::parse(config.database.url.as_str())
         .context("database.url in the configuration is not usable")?
         .map(|host| host.application_name("rssh-routerd"));
     let renewable = Renewable::load(&config.mqtt.identity())?;

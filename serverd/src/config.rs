@@ -10,6 +10,7 @@ use rssh_proto::duration::Span;
 use rssh_proto::name::ProxyDomain;
 use rssh_proto::text::quoted;
 use rssh_proto::{Account, HostPort, HttpsUrl};
+use rssh_stores::StoreUrl;
 use serde::Deserialize;
 
 use crate::store::quotas::Quotas;
@@ -70,7 +71,7 @@ fn default_port() -> u16 {
 pub struct Database {
     /// `postgres://user@host/database`, or `postgres://user@host,host:port/database` where one of several takes writes;
     /// a password belongs into `~/.pgpass`.
-    pub url: String,
+    pub url: StoreUrl,
     /// Connections held at most.
     #[serde(default = "default_connections")]
     pub connections: u32,
@@ -84,7 +85,7 @@ fn default_connections() -> u32 {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Redis {
     /// `rediss://user@host`, or `rediss+sentinel://user@host,host:port/service` where Sentinels know the master.
-    pub url: String,
+    pub url: StoreUrl,
     /// The password of the URL's user, in a file that its owner alone reads.
     pub password_file: Option<PathBuf>,
     /// The CA of Redis's certificate; that of `[mqtt]`, when absent.
@@ -412,7 +413,7 @@ impl Config {
             },
             password: redis.password_file.clone(),
         };
-        rssh_stores::Redis::parse(&redis.url, files)
+        rssh_stores::Redis::parse(redis.url.as_str(), files)
     }
 
     fn servers_ca(&self) -> PathBuf {

@@ -113,7 +113,7 @@ struct Stored {
 
 async fn database(config: &Config, now: i64) -> (Stored, Vec<Finding>) {
     let look = async {
-        let postgres = Postgres::parse(&config.database.url).map_err(|error| error.to_string())?;
+        let postgres = Postgres::parse(config.database.url.as_str()).map_err(|error| error.to_string())?;
         let look = source::postgres::examine(&postgres, &config.router).await;
         look.map_err(|error| error.to_string())
     };

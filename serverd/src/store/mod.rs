@@ -172,14 +172,16 @@ impl Store {
     /// When the URL is not one of PostgreSQL.
     pub fn new(database: &Database) -> Result<Self, StoreError> {
         let patience = PATIENCE.as_millis().to_string();
-        let postgres = Postgres::parse(&database.url).map_err(StoreError::Url)?.map(|host| {
-            host.application_name("rssh-serverd").options([
-                ("statement_timeout", patience.as_str()),
-                ("lock_timeout", patience.as_str()),
-                // A server that stands still keeps rows locked for no longer either.
-                ("idle_in_transaction_session_timeout", patience.as_str()),
-            ])
-        });
+        let postgres = Postgres::parse(database.url.as_str())
+            .map_err(StoreError::Url)?
+            .map(|host| {
+                host.application_name("rssh-serverd").options([
+                    ("statement_timeout", patience.as_str()),
+                    ("lock_timeout", patience.as_str()),
+                    // A server that stands still keeps rows locked for no longer either.
+                    ("idle_in_transaction_session_timeout", patience.as_str()),
+                ])
+            });
         let options = PgPoolOptions::new()
             .max_connections(database.connections)
             .min_connections(2.min(database.connections))

@@ -10,4 +10,4 @@ mod url;
 pub use latency::Latency;
 pub use postgres::Postgres;
 pub use redis::{Redis, RedisFiles};
-pub use url::UrlError;
+pub use url::{StoreUrl, UrlError};

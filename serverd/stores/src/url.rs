@@ -1,6 +1,33 @@
 //! URLs that name several hosts: `scheme://user@one:1,two:2/path?key=value`.
 
+use std::fmt;
 use std::ops::Range;
+
+use serde::Deserialize;
+
+/// A store's URL in a configuration. It may hold a password, and is not printed.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct StoreUrl(String);
+
+impl StoreUrl {
+    /// The URL, password and all.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for StoreUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreUrl(..)")
+    }
+}
 
 /// Why a store's URL cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,5 +76,11 @@ mod tests {
             assert_eq!(&url[hosts(url).unwrap()], expected, "{url}");
         }
         assert!(hosts("nothing").is_err());
+    }
+
+    #[test]
+    fn a_url_with_a_password_is_not_printed() {
+        let url = StoreUrl::from("postgres://rssh:secret@db/rssh".to_owned());
+        assert!(!format!("{url:?}").contains("secret"));
     }
 }

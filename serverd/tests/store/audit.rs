@@ -236,7 +236,7 @@ async fn the_daemons_roles_append_and_change_nothing() {
     two_chains(&store).await;
     let as_role = |role: &str| url.replace("postgres://rssh@", &format!("postgres://{role}@"));
     let serverd = Store::new(&Database {
-        url: as_role("rssh_serverd"),
+        url: as_role("rssh_serverd").into(),
         connections: 1,
     })
     .unwrap();

@@ -81,7 +81,11 @@ async fn of_two_that_migrate_at_once_the_second_waits_for_the_first() {
         .execute(&mut first)
         .await
         .unwrap();
-    let second = Store::new(&Database { url, connections: 1 }).unwrap();
+    let second = Store::new(&Database {
+        url: url.into(),
+        connections: 1,
+    })
+    .unwrap();
     let mut migrating = std::pin::pin!(second.migrate());
     let early = tokio::time::timeout(rssh_serverd::store::PATIENCE * 2, &mut migrating).await;
     assert!(early.is_err(), "{early:?}");

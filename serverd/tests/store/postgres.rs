@@ -74,7 +74,7 @@ impl Postgres {
             .args(["-U", "rssh", &name]));
         let url = format!("postgres://rssh@localhost/{name}?host={}", self.dir.path().display());
         let store = Store::new(&Database {
-            url: url.clone(),
+            url: url.clone().into(),
             connections: 4,
         })
         .unwrap();

@@ -150,7 +150,10 @@ impl Fleet {
             self.database,
             socket.display()
         );
-        Ok(Store::new(&Database { url, connections: 2 })?)
+        Ok(Store::new(&Database {
+            url: url.into(),
+            connections: 2,
+        })?)
     }
 
     fn open(&self, runtime: &Runtime, rig: &Rig) -> Result<Open> {

@@ -229,7 +229,10 @@ impl Fleet {
         let url = format!("postgres://{ROLE}@localhost/{ROLE}?host={}", socket.display());
         let store = {
             let _inside = runtime.enter();
-            Store::new(&Database { url, connections: 2 })?
+            Store::new(&Database {
+                url: url.into(),
+                connections: 2,
+            })?
         };
         Ok(Self { all, store, runtime })
     }
