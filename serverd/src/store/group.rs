@@ -4,7 +4,10 @@
 //! have gathered meanwhile, and each of them costs less the more there are.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -83,7 +86,10 @@ impl<C: Clone + Send + 'static, A: Send + 'static> Group<C, A> {
             let group = self.clone();
             tokio::spawn(async move {
                 while let Some(calls) = group.next() {
-                    serve(&run, calls).await;
+                    // A lane that ended with it would never be given back.
+                    if !survives(serve(&run, calls)).await {
+                        tracing::error!("a statement has panicked; nobody who asked by it is answered");
+                    }
                 }
             });
         }
@@ -121,6 +127,19 @@ where
         // Nobody has had an answer; dropping the askers says so.
         Err(error) => tracing::debug!(%error, calls = askers.len(), "the database has not answered"),
     }
+}
+
+/// Runs a statement, whose panic is its own alone; whether it came to its end.
+async fn survives(statement: impl Future<Output = ()>) -> bool {
+    let mut statement = pin!(statement);
+    // What a panic has dropped half-way are the statement's own values, and nobody polls it again.
+    std::future::poll_fn(
+        |context| match catch_unwind(AssertUnwindSafe(|| statement.as_mut().poll(context))) {
+            Ok(polled) => polled.map(|()| true),
+            Err(_) => Poll::Ready(false),
+        },
+    )
+    .await
 }
 
 fn tell<A>(askers: Vec<Asker<A>>, error: StoreError) {
@@ -185,6 +204,23 @@ mod tests {
                 _ => assert_eq!(answer.ok(), u32::try_from(number * 2).ok()),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_panics_costs_its_own_calls_their_answers_and_nobody_else() {
+        let group = Group::<u32, u32>::new(1);
+        let run = |calls: Vec<u32>| async move {
+            // Another comes meanwhile.
+            tokio::task::yield_now().await;
+            assert!(!calls.contains(&13), "as a fault in the program would");
+            Ok(calls)
+        };
+        let (unlucky, waiting) = tokio::join!(group.ask(LONG, 13, run), group.ask(LONG, 1, run));
+        assert!(matches!(unlucky, Err(StoreError::Away)), "{unlucky:?}");
+        assert_eq!(waiting.ok(), Some(1));
+        assert_eq!(group.ask(LONG, 2, run).await.ok(), Some(2));
+        tokio::task::yield_now().await;
+        assert_eq!(group.lock().running, 0);
     }
 
     #[tokio::test]
