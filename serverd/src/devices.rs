@@ -5,11 +5,12 @@ use std::sync::Arc;
 use rssh_proto::audit::Event;
 use rssh_proto::payload::{CloseOrder, DeviceEvent, DeviceEventKind, DeviceStatus, Rank, V1};
 use rssh_proto::topic::Topic;
-use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, TunnelId};
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, InstanceId, TunnelId};
 
 use crate::requests;
 use crate::server::Server;
 use crate::sessions;
+use crate::store::{Acknowledged, StoreError};
 
 /// Notes a device's presence. One that has just connected is told what to open and what to close.
 ///
@@ -44,24 +45,12 @@ pub async fn status(server: Arc<Server>, device: DeviceId, status: DeviceStatus,
 /// Notes what a device says of a tunnel, and tells whoever asked for it.
 pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
     let tunnel = event.tunnel;
-    match server.store.note_instance(&device, &event.instance).await {
-        Ok(true) => {
-            tracing::error!(%device, "two agents use the identity of one device; it is quarantined");
-            server.audit.record(Event::now("quarantined").device(&device));
-        }
-        Ok(false) => {}
-        Err(error) => tracing::warn!(%device, %error, "cannot note which agent speaks"),
+    // An acknowledgement, of which there is one for every open, is noted together with who speaks.
+    if event.event != DeviceEventKind::Accepted {
+        note_speaker(&server, &device, server.store.note_instance(&device, &event.instance)).await;
     }
     match event.event {
-        DeviceEventKind::Accepted => match server.store.answered(tunnel, &device).await {
-            Ok(Some((tunnel, askers))) => {
-                for asker in &askers {
-                    server.progress(asker, &tunnel, Rank::Answered);
-                }
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note an acknowledgement"),
-        },
+        DeviceEventKind::Accepted => acknowledged(&server, &device, tunnel, &event.instance).await,
         DeviceEventKind::Failed(failure) => failed(&server, &device, tunnel, event.epoch, &failure).await,
         DeviceEventKind::Lost { reason } => {
             tracing::info!(%device, %tunnel, reason = rssh_proto::text::sanitize(&reason, 200), "lost on the device");
@@ -77,6 +66,34 @@ pub async fn event(server: Arc<Server>, device: DeviceId, event: DeviceEvent) {
             }
             Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note the end of a tunnel"),
         },
+    }
+}
+
+/// Notes that a device has its order.
+async fn acknowledged(server: &Arc<Server>, device: &DeviceId, tunnel: TunnelId, instance: &InstanceId) {
+    match server.store.acknowledged(tunnel, device, instance).await {
+        Ok(Acknowledged { by_another, told }) => {
+            if by_another {
+                note_speaker(server, device, server.store.note_turn(device, instance)).await;
+            }
+            let Some((tunnel, askers)) = told else { return };
+            for asker in &askers {
+                server.progress(asker, &tunnel, Rank::Answered);
+            }
+        }
+        Err(error) => tracing::warn!(%device, %tunnel, %error, "cannot note an acknowledgement"),
+    }
+}
+
+/// Tells of two agents that use the identity of one device, once that is noted.
+async fn note_speaker(server: &Server, device: &DeviceId, noted: impl Future<Output = Result<bool, StoreError>>) {
+    match noted.await {
+        Ok(true) => {
+            tracing::error!(%device, "two agents use the identity of one device; it is quarantined");
+            server.audit.record(Event::now("quarantined").device(device));
+        }
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%device, %error, "cannot note which agent speaks"),
     }
 }
 

@@ -175,7 +175,13 @@ impl Server {
             return;
         };
         let topic = Topic::UserReply(asker.user.clone(), asker.session.clone());
-        if let Err(error) = self.session.send(Publish::new(topic, payload::encode(&reply))) {
+        let publish = Publish::new(topic, payload::encode(&reply));
+        let sent = match rank {
+            Rank::Final => self.session.send(publish).map(drop),
+            // The next word says more than one that was lost.
+            _ => self.session.hint(&publish),
+        };
+        if let Err(error) = sent {
             tracing::warn!(user = %asker.user, request = %asker.request, %error, "cannot answer");
         }
     }

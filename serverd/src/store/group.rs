@@ -1,7 +1,7 @@
 //! Many calls of one kind in one statement: what comes while the database is at work goes to it together, next.
 //!
-//! A call that comes alone is asked at once. Under load a statement, its plan and its commit are shared by as many as
-//! have gathered meanwhile, and each of them costs less the more there are.
+//! A call that comes alone is asked at once. Under load a statement and its commit are shared by as many as have gathered
+//! meanwhile, and each of them costs less the more there are: so statements of a kind begin some time apart.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::StoreError;
 
@@ -26,7 +27,17 @@ struct Queue<C, A> {
     /// How many statements may be under way at once, and how many are.
     lanes: usize,
     running: usize,
+    /// How long after one statement the next may begin, and when that is.
+    apart: Duration,
+    next_at: Instant,
     waiting: VecDeque<(C, Asker<A>)>,
+}
+
+/// What a lane does next.
+enum Next<C, A> {
+    Ask(Vec<(C, Asker<A>)>),
+    Wait(Instant),
+    End,
 }
 
 impl<C, A> Clone for Group<C, A> {
@@ -36,11 +47,13 @@ impl<C, A> Clone for Group<C, A> {
 }
 
 impl<C, A> Group<C, A> {
-    /// With so many statements under way at once.
-    pub(super) fn new(lanes: usize) -> Self {
+    /// With so many statements under way at once, which begin so long apart, unless calls enough for one are there before.
+    pub(super) fn new(lanes: usize, apart: Duration) -> Self {
         Self(Arc::new(Mutex::new(Queue {
             lanes,
             running: 0,
+            apart,
+            next_at: Instant::now(),
             waiting: VecDeque::new(),
         })))
     }
@@ -49,16 +62,21 @@ impl<C, A> Group<C, A> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next calls, without those that nobody waits for any more; `None` ends the lane.
-    fn next(&self) -> Option<Vec<(C, Asker<A>)>> {
+    /// The next calls, without those that nobody waits for any more, once it is their time; without any, the lane ends.
+    fn next(&self) -> Next<C, A> {
         let mut queue = self.lock();
         queue.waiting.retain(|(_, asker)| !asker.is_closed());
         if queue.waiting.is_empty() {
             queue.running -= 1;
-            return None;
+            return Next::End;
         }
+        let now = Instant::now();
+        if now < queue.next_at && queue.waiting.len() < MOST {
+            return Next::Wait(queue.next_at);
+        }
+        queue.next_at = now + queue.apart;
         let count = queue.waiting.len().min(MOST);
-        Some(queue.waiting.drain(..count).collect())
+        Next::Ask(queue.waiting.drain(..count).collect())
     }
 }
 
@@ -85,10 +103,16 @@ impl<C: Clone + Send + 'static, A: Send + 'static> Group<C, A> {
             // A task of its own: this caller may stop waiting, and others' calls go on.
             let group = self.clone();
             tokio::spawn(async move {
-                while let Some(calls) = group.next() {
-                    // A lane that ended with it would never be given back.
-                    if !survives(serve(&run, calls)).await {
-                        tracing::error!("a statement has panicked; nobody who asked by it is answered");
+                loop {
+                    match group.next() {
+                        Next::Ask(calls) => {
+                            // A lane that ended with a panic would never be given back.
+                            if !survives(serve(&run, calls)).await {
+                                tracing::error!("a statement has panicked; nobody who asked by it is answered");
+                            }
+                        }
+                        Next::Wait(until) => tokio::time::sleep_until(until).await,
+                        Next::End => return,
                     }
                 }
             });
@@ -156,7 +180,7 @@ mod tests {
 
     /// Asks for each number at once; a statement doubles its calls, and refuses those with 13 unless it is alone.
     async fn ask_all(numbers: std::ops::Range<u32>) -> (Vec<Result<u32, StoreError>>, Vec<usize>) {
-        let group = Group::<u32, u32>::new(1);
+        let group = Group::<u32, u32>::new(1, Duration::ZERO);
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let asks = numbers.map(|number| {
             let (group, sizes) = (group.clone(), sizes.clone());
@@ -196,6 +220,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_statement_waits_for_the_calls_that_come_soon_after_another_and_the_first_waits_for_none() {
+        const APART: Duration = Duration::from_millis(200);
+        let group = Group::<u32, u32>::new(2, APART);
+        let count = |calls: Vec<u32>| async move { Ok(vec![calls.len() as u32; calls.len()]) };
+        let began = Instant::now();
+        assert_eq!(group.ask(LONG, 1, count).await.ok(), Some(1));
+        let soon = async {
+            tokio::time::sleep(APART / 10).await;
+            group.ask(LONG, 3, count).await
+        };
+        let (second, third) = tokio::join!(group.ask(LONG, 2, count), soon);
+        assert_eq!((second.ok(), third.ok()), (Some(2), Some(2)));
+        assert!(began.elapsed() >= APART, "{:?}", began.elapsed());
+        // None comes for longer than that, so that the next one waits for none either.
+        tokio::time::sleep(APART).await;
+        assert_eq!(group.ask(LONG, 4, count).await.ok(), Some(1));
+    }
+
+    #[tokio::test]
     async fn one_that_is_refused_harms_no_other() {
         let (answers, _) = ask_all(0..30).await;
         for (number, answer) in answers.into_iter().enumerate() {
@@ -208,14 +251,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_statement_that_panics_costs_its_own_calls_their_answers_and_nobody_else() {
-        let group = Group::<u32, u32>::new(1);
+        let group = Group::<u32, u32>::new(1, Duration::ZERO);
         let run = |calls: Vec<u32>| async move {
             // Another comes meanwhile.
             tokio::task::yield_now().await;
             assert!(!calls.contains(&13), "as a fault in the program would");
             Ok(calls)
         };
-        let (unlucky, waiting) = tokio::join!(group.ask(LONG, 13, run), group.ask(LONG, 1, run));
+        let (unlucky, waiting) = tokio::join!(group.ask(LONG, 13, run), async {
+            tokio::task::yield_now().await;
+            group.ask(LONG, 1, run).await
+        });
         assert!(matches!(unlucky, Err(StoreError::Away)), "{unlucky:?}");
         assert_eq!(waiting.ok(), Some(1));
         assert_eq!(group.ask(LONG, 2, run).await.ok(), Some(2));
@@ -225,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_stops_waiting_is_not_asked_for_and_the_next_is_answered() {
-        let group = Group::<u32, u32>::new(1);
+        let group = Group::<u32, u32>::new(1, Duration::ZERO);
         let slow = |calls: Vec<u32>| async move {
             tokio::time::sleep(Duration::from_millis(100)).await;
             Ok(calls)

@@ -8,6 +8,7 @@
 
 mod admin;
 mod audit;
+mod claims;
 mod enrolment;
 mod examine;
 mod forget;
@@ -29,11 +30,12 @@ mod tunnels;
 
 pub use admin::Kind;
 pub use audit::Wanted;
+pub use claims::{Candidate, ClaimOutcome, Grant, Waits};
 pub use enrolment::{Admission, NewEnrolment};
 pub use examine::Examined;
 pub use forget::Forgotten;
 pub use grants::{Devices, Explanation, Grantee, Permission, Terms, Verdict};
-pub use leases::{AdoptedLease, Candidate, ClaimOutcome, Grant, RestingPort, SessionMark, Waits};
+pub use leases::{AdoptedLease, RestingPort, SessionMark};
 pub use openers::{Bounds, CloseOutcome, Opening};
 pub use presence::Reconcile;
 pub use quotas::{Limited, Quotas};
@@ -42,20 +44,21 @@ pub use routers::Standing;
 pub use row::{Asker, Times, Tunnel};
 pub use servers::{Other, Takeover};
 pub use tokens::TokenRow;
+pub use tunnels::Acknowledged;
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use claims::{Activated, Activation, Claim, Landing};
 use group::Group;
-use leases::{Activated, Activation, Claim, Landing};
 use openers::Call;
-use row::Told;
 use rssh_proto::{DeviceId, InstanceId, ServerId, TunnelId};
 use rssh_stores::postgres::Doubt;
 use rssh_stores::{Latency, Postgres, UrlError};
 use sqlx::Connection as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgPool, PgPoolOptions};
+use tunnels::Acknowledgement;
 
 use crate::config::Database;
 use crate::ssh_keygen::PublicKey;
@@ -67,6 +70,10 @@ const LOGIN_PATIENCE: Duration = Duration::from_millis(1100);
 
 /// Takes the lock of whoever migrates; it ends with the connection.
 const MIGRATING: &str = "SELECT pg_advisory_lock(hashtext('rssh-serverd migrate'))";
+
+/// How far apart statements begin that take many opens one step further: those that somebody waits for, and the others.
+const APART: Duration = Duration::from_millis(20);
+const APART_LATER: Duration = Duration::from_millis(50);
 
 /// Why the store could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -146,21 +153,22 @@ struct Groups {
     claims: Group<Claim, ClaimOutcome>,
     activations: Group<Activation, Activated>,
     speakers: Group<(DeviceId, InstanceId), bool>,
-    answers: Group<(TunnelId, DeviceId), Told>,
+    acknowledgements: Group<Acknowledgement, Acknowledged>,
     unanswered: Group<TunnelId, Option<Tunnel>>,
 }
 
 impl Groups {
     fn new() -> Self {
         Self {
-            // What somebody waits for has a second statement begun while the first one's commit waits for the disk.
-            opens: Group::new(2),
-            landings: Group::new(1),
-            claims: Group::new(2),
-            activations: Group::new(1),
-            speakers: Group::new(1),
-            answers: Group::new(1),
-            unanswered: Group::new(1),
+            // What waits for the disk has a second statement begun while the first one's commit does.
+            opens: Group::new(2, APART),
+            landings: Group::new(1, APART),
+            claims: Group::new(2, APART),
+            activations: Group::new(1, APART),
+            speakers: Group::new(1, APART),
+            // Nobody waits for these.
+            acknowledgements: Group::new(1, APART_LATER),
+            unanswered: Group::new(1, APART_LATER),
         }
     }
 }
@@ -306,6 +314,7 @@ fn migrator() -> Migrator {
             migration(10, "closes", include_str!("../../migrations/0010_closes.sql")),
             migration(11, "grouped", include_str!("../../migrations/0011_grouped.sql")),
             migration(12, "history", include_str!("../../migrations/0012_history.sql")),
+            migration(13, "steps", include_str!("../../migrations/0013_steps.sql")),
         ]),
         // Store::migrate locks.
         locking: false,

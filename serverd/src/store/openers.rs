@@ -1,10 +1,9 @@
 //! Who asks for tunnels: opening them, sharing them and giving them up.
 
-use std::collections::HashMap;
-
 use rssh_proto::payload::{CloseRequest, OpenRequest, Which};
 use rssh_proto::{Failure, FailureKind, Target};
-use sqlx::postgres::PgConnection;
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
 
 use super::grants::limit;
 use super::quotas::{self, Quotas, Usage};
@@ -95,19 +94,6 @@ pub(super) struct Call {
     bounds: Bounds,
 }
 
-/// What the database says of a request: what became of it, the tunnel, and of a limit that is reached whose it is and
-/// what of it is used.
-type Row = (
-    String,
-    Option<uuid::Uuid>,
-    Option<String>,
-    Option<i32>,
-    Option<i32>,
-    Option<i64>,
-    Option<i64>,
-    Option<i64>,
-);
-
 async fn open_all(store: &Store, calls: &[Call]) -> Result<Vec<Opening>, StoreError> {
     let Some(quotas) = calls.first().map(|call| call.bounds.quotas) else {
         return Ok(Vec::new());
@@ -119,10 +105,12 @@ async fn open_all(store: &Store, calls: &[Call]) -> Result<Vec<Opening>, StoreEr
         calls.iter().map(value).collect()
     }
     // A transaction of one statement: a server that stands still keeps nobody's rows locked.
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT outcome, tunnel, who, most, most_opens, alive, recent, frees_in_s
-         FROM open_tunnels($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-    )
+    let rows = sqlx::query(concat!(
+        "SELECT c.outcome, c.who, c.most, c.most_opens, c.alive, c.recent, c.frees_in_s, ",
+        tunnel_columns!(),
+        " FROM take_requests($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) c,
+              LATERAL (SELECT (c.tunnel).*) t"
+    ))
     .bind(all(calls, |call| call.asker.request.uuid()))
     .bind(all(calls, |call| call.asker.session.to_string()))
     .bind(all(calls, |call| call.asker.user.to_string()))
@@ -143,76 +131,53 @@ async fn open_all(store: &Store, calls: &[Call]) -> Result<Vec<Opening>, StoreEr
     .bind(limit(quotas.device_opens_per_minute))
     .fetch_all(&store.pool)
     .await?;
-    let ids: Vec<uuid::Uuid> = rows.iter().filter_map(|row| row.1).collect();
-    let mut tunnels = HashMap::new();
-    if !ids.is_empty() {
-        let found = sqlx::query(concat!(
-            "SELECT ",
-            tunnel_columns!(),
-            " FROM tunnels t WHERE t.id = ANY($1)"
-        ))
-        .bind(&ids)
-        .fetch_all(&store.pool)
-        .await?;
-        for row in &found {
-            let tunnel = read(row)?;
-            tunnels.insert(tunnel.id.uuid(), tunnel);
-        }
-    }
-    calls
-        .iter()
-        .zip(rows)
-        .map(|(call, row)| {
-            let tunnel = row.1.and_then(|id| tunnels.get(&id).cloned());
-            opening(call, row, tunnel)
-        })
-        .collect()
+    calls.iter().zip(&rows).map(|(call, row)| opening(call, row)).collect()
 }
 
 /// What became of a request, as the database says.
-fn opening(call: &Call, row: Row, tunnel: Option<Tunnel>) -> Result<Opening, StoreError> {
+fn opening(call: &Call, row: &PgRow) -> Result<Opening, StoreError> {
     let Call {
         asker: Asker { user, .. },
         request: OpenRequest { device, target, .. },
         ..
     } = call;
-    let (outcome, _, who, max_tunnels, opens_per_minute, tunnels, opens, frees_in_s) = row;
     let refuse = |kind, message: String| Ok(Opening::Refused(Failure::new(kind, message)));
-    match (outcome.as_str(), tunnel) {
-        ("new", Some(tunnel)) => Ok(Opening::New(tunnel)),
-        ("existing", Some(tunnel)) => Ok(Opening::Existing(tunnel)),
-        ("another-users", _) => refuse(
+    match row.try_get("outcome")? {
+        "new" => Ok(Opening::New(read(row)?)),
+        "existing" => Ok(Opening::Existing(read(row)?)),
+        "another-users" => refuse(
             FailureKind::Denied,
             "the request's id belongs to another user".to_owned(),
         ),
-        ("not-enrolled", _) => refuse(FailureKind::Denied, format!("the user {user} is not enrolled")),
+        "not-enrolled" => refuse(FailureKind::Denied, format!("the user {user} is not enrolled")),
         // Whether the device exists is not for everyone to know.
-        ("not-granted", _) => refuse(
+        "not-granted" => refuse(
             FailureKind::Denied,
             format!("{user} may not open {target} on {device}; ask an administrator for a grant"),
         ),
-        ("unknown-device", _) => refuse(
+        "unknown-device" => refuse(
             FailureKind::UnknownDevice,
             format!("{device} is not a registered device; check the name"),
         ),
-        ("quarantined", _) => refuse(
+        "quarantined" => refuse(
             FailureKind::Quarantined,
             format!("{device} is quarantined: two agents use its identity; stop one of them and wait ten minutes"),
         ),
-        ("used-up", _) => {
+        "used-up" => {
+            let number = |column| Ok::<i64, StoreError>(row.try_get::<Option<_>, _>(column)?.unwrap_or_default());
             let usage = Usage {
-                who: who.unwrap_or_default(),
-                max_tunnels,
-                opens_per_minute,
-                tunnels: tunnels.unwrap_or_default(),
-                opens: opens.unwrap_or_default(),
-                frees_in_s: frees_in_s.unwrap_or_default(),
+                who: row.try_get::<Option<_>, _>("who")?.unwrap_or_default(),
+                max_tunnels: row.try_get("most")?,
+                opens_per_minute: row.try_get("most_opens")?,
+                tunnels: number("alive")?,
+                opens: number("recent")?,
+                frees_in_s: number("frees_in_s")?,
             };
             let failure = quotas::refusal(&usage).ok_or_else(|| StoreError::value("a limit", format!("{usage:?}")))?;
             Ok(Opening::Refused(failure))
         }
-        ("grant-used-up", _) => Ok(Opening::Refused(quotas::grant_is_used_up(user, device))),
-        (other, _) => Err(StoreError::value("an outcome", other)),
+        "grant-used-up" => Ok(Opening::Refused(quotas::grant_is_used_up(user, device))),
+        other => Err(StoreError::value("an outcome", other)),
     }
 }
 

@@ -142,6 +142,15 @@ impl Store {
         if !self.groups.speakers.ask(PATIENCE, speaker, run).await? {
             return Ok(false);
         }
+        self.note_turn(device, instance).await
+    }
+
+    /// Notes that another agent speaks for a device than the one before; `true` when the device is quarantined for that from
+    /// now on.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn note_turn(&self, device: &DeviceId, instance: &InstanceId) -> Result<bool, StoreError> {
         self.within(async {
             let turned: Option<(i32,)> = sqlx::query_as(
                 "UPDATE devices SET instance = $2,

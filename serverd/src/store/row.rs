@@ -37,9 +37,6 @@ pub struct Asker {
     pub request: TunnelId,
 }
 
-/// A tunnel that has changed, and whom to tell; `None` when there was nothing to change.
-pub(super) type Told = Option<(Tunnel, Vec<Asker>)>;
-
 /// When a tunnel reached each stage: milliseconds from its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
@@ -96,14 +93,6 @@ macro_rules! asker_column {
 }
 pub(super) use asker_column;
 
-/// That the commit of a statement does not wait for the disk, as a condition that holds.
-macro_rules! quickly {
-    () => {
-        "set_config('synchronous_commit', 'off', true) IS NOT NULL"
-    };
-}
-pub(super) use quickly;
-
 pub(super) fn read(row: &PgRow) -> Result<Tunnel, StoreError> {
     let place = match (
         row.try_get::<Option<&str>, _>("server_id")?,
@@ -151,6 +140,12 @@ pub(super) fn traced(row: &PgRow) -> Result<(Tunnel, Times), StoreError> {
 /// A tunnel with its askers.
 pub(super) fn with_askers(row: &PgRow) -> Result<(Tunnel, Vec<Asker>), StoreError> {
     let tunnel = read(row)?;
+    let askers = askers(row, &tunnel)?;
+    Ok((tunnel, askers))
+}
+
+/// The askers of a tunnel, in its row.
+pub(super) fn askers(row: &PgRow, tunnel: &Tunnel) -> Result<Vec<Asker>, StoreError> {
     let texts: Vec<String> = row.try_get("askers")?;
     let asker = |text: &String| {
         let (request, session) = text
@@ -162,8 +157,7 @@ pub(super) fn with_askers(row: &PgRow) -> Result<(Tunnel, Vec<Asker>), StoreErro
             request: stored("a request", request)?,
         })
     };
-    let askers = texts.iter().map(asker).collect::<Result<_, StoreError>>()?;
-    Ok((tunnel, askers))
+    texts.iter().map(asker).collect()
 }
 
 fn times(row: &PgRow) -> Result<Times, StoreError> {

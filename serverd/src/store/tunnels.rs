@@ -1,11 +1,10 @@
 //! Tunnels: what users ask of them, and their way to an end.
 
-use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, Target, TunnelId, UserId};
-use sqlx::postgres::PgConnection;
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, InstanceId, Target, TunnelId, UserId};
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
 
-use super::row::{
-    Asker, Times, Told, Tunnel, asker_column, live, quickly, read, stage_columns, traced, tunnel_columns, with_askers,
-};
+use super::row::{Asker, Times, Tunnel, asker_column, live, read, stage_columns, traced, tunnel_columns, with_askers};
 use super::{PATIENCE, Store, StoreError, counter};
 
 /// Whether the grants still allow the user's tunnel: who may not open it may not read of it either.
@@ -21,6 +20,18 @@ fn kind_name(kind: FailureKind) -> String {
         .ok()
         .and_then(|value| value.as_str().map(str::to_owned))
         .unwrap_or_default()
+}
+
+/// An acknowledgement of a tunnel, by an agent of its device.
+pub(super) type Acknowledgement = (TunnelId, DeviceId, InstanceId);
+
+/// What became of one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Another agent spoke for the device before.
+    pub by_another: bool,
+    /// The tunnel and whom to tell, when there was something to note.
+    pub told: Option<(Tunnel, Vec<Asker>)>,
 }
 
 impl Store {
@@ -193,21 +204,23 @@ impl Store {
         self.groups.unanswered.ask(PATIENCE, tunnel, run).await
     }
 
-    /// Notes that the device has acknowledged a tunnel; `None` when there was nothing to note.
+    /// Notes that the device has acknowledged a tunnel, and looks which of its agents says so.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn answered(
+    pub async fn acknowledged(
         &self,
         tunnel: TunnelId,
         device: &DeviceId,
-    ) -> Result<Option<(Tunnel, Vec<Asker>)>, StoreError> {
+        instance: &InstanceId,
+    ) -> Result<Acknowledged, StoreError> {
+        let call = (tunnel, device.clone(), instance.clone());
         let store = self.clone();
-        let run = move |calls: Vec<(TunnelId, DeviceId)>| {
+        let run = move |calls: Vec<Acknowledgement>| {
             let store = store.clone();
-            async move { store.within(answer_all(&store, &calls)).await }
+            async move { store.within(acknowledge_all(&store, &calls)).await }
         };
-        self.groups.answers.ask(PATIENCE, (tunnel, device.clone()), run).await
+        self.groups.acknowledgements.ask(PATIENCE, call, run).await
     }
 
     /// Ends a tunnel that has not become active with a named failure; `None` when it is past that.
@@ -340,32 +353,29 @@ async fn unanswered_of(store: &Store, calls: &[TunnelId]) -> Result<Vec<Option<T
 }
 
 /// Notes acknowledgements, each of a tunnel by its device; in their order.
-async fn answer_all(store: &Store, calls: &[(TunnelId, DeviceId)]) -> Result<Vec<Told>, StoreError> {
-    let ids: Vec<uuid::Uuid> = calls.iter().map(|(tunnel, _)| tunnel.uuid()).collect();
-    let devices: Vec<&str> = calls.iter().map(|(_, device)| device.as_str()).collect();
+async fn acknowledge_all(store: &Store, calls: &[Acknowledgement]) -> Result<Vec<Acknowledged>, StoreError> {
+    let ids: Vec<uuid::Uuid> = calls.iter().map(|(tunnel, ..)| tunnel.uuid()).collect();
+    let devices: Vec<&str> = calls.iter().map(|(_, device, _)| device.as_str()).collect();
+    let instances: Vec<&str> = calls.iter().map(|(.., instance)| instance.as_str()).collect();
     let rows = sqlx::query(concat!(
-        "WITH asked AS MATERIALIZED (
-             SELECT t.id FROM unnest($1::uuid[], $2::text[]) AS n(id, device) JOIN tunnels t ON t.id = n.id
-             WHERE t.device_id = n.device AND t.answered_at IS NULL AND t.state IN ",
-        live!(),
-        // Whoever holds a row now claims the tunnel or ends it; else the order is repeated, and acknowledged once more.
-        "    FOR NO KEY UPDATE OF t SKIP LOCKED)
-         UPDATE tunnels t SET answered_at = clock_timestamp() FROM asked WHERE t.id = asked.id AND ",
-        quickly!(),
-        " RETURNING ",
+        "SELECT c.another, ",
         tunnel_columns!(),
-        asker_column!()
+        asker_column!(),
+        " FROM take_acknowledgements($1, $2, $3) c, LATERAL (SELECT (c.tunnel).*) t"
     ))
     .bind(&ids)
     .bind(&devices)
+    .bind(&instances)
     .fetch_all(&store.pool)
     .await?;
-    let mut found: Vec<(Tunnel, Vec<Asker>)> = rows.iter().map(with_askers).collect::<Result<_, _>>()?;
-    let mut one = |id: TunnelId| {
-        let at = found.iter().position(|(tunnel, _)| tunnel.id == id)?;
-        Some(found.swap_remove(at))
+    let acknowledged = |row: &PgRow| {
+        let noted = row.try_get::<Option<uuid::Uuid>, _>("id")?.is_some();
+        Ok(Acknowledged {
+            by_another: row.try_get("another")?,
+            told: noted.then(|| with_askers(row)).transpose()?,
+        })
     };
-    Ok(calls.iter().map(|(id, _)| one(*id)).collect())
+    rows.iter().map(acknowledged).collect()
 }
 
 /// Closes a live tunnel and asks for the end of its session.

@@ -1,7 +1,7 @@
 //! Tunnels and their leases: opened, claimed, closed, rested.
 
 use rssh_proto::payload::{TunnelState, Which};
-use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, UserId};
+use rssh_proto::{DeviceId, Epoch, Failure, FailureKind, InstanceId, UserId};
 use rssh_serverd::ssh_keygen::PublicKey;
 use rssh_serverd::store::{Asker, Devices, Grantee, Kind, Opening, StoreError, Terms};
 
@@ -363,7 +363,8 @@ async fn a_device_fails_its_own_tunnels_before_they_are_active_and_only_remarks_
     );
 
     let early = world.requested().await;
-    world.store.answered(early, &device()).await.unwrap();
+    let agent = InstanceId::generate();
+    world.store.acknowledged(early, &device(), &agent).await.unwrap();
     assert!(
         world
             .store

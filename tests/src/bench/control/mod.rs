@@ -4,6 +4,7 @@
 //! Simulated are sshd and ssh, and the users and devices, each with a certificate and an MQTT session of its own.
 
 pub mod fleet;
+mod floor;
 pub mod logins;
 pub mod run;
 pub mod standin;
@@ -162,7 +163,11 @@ pub(super) fn measure() -> Result<Vec<Figure>> {
     let after = Usage::now(&lab, &groups)?;
     let held =
         lab.psql("SELECT count(DISTINCT (server_id, port)) || ' ' || count(DISTINCT tunnel_id) FROM live_leases")?;
-    Ok(figures(&ran, &before, &after, &groups, &held))
+    floor::write(&lab)?;
+    let floor = Usage::now(&lab, &groups)?;
+    let mut figures = figures(&ran, &before, &after, &groups, &held);
+    figures.extend(floors(&ran, [&before, &after, &floor], &groups));
+    Ok(figures)
 }
 
 /// What has been used until a moment.
@@ -259,6 +264,47 @@ fn figures(ran: &Ran, before: &Usage, after: &Usage, groups: &[(&str, Group)], h
                 parts.join(", "),
                 (after.transactions - before.transactions) / opens
             ),
+        ),
+    ]
+}
+
+/// How many opens a second both processors could do, if they did nothing but what no server of ours can spare them.
+fn floors(ran: &Ran, [before, after, floor]: [&Usage; 3], groups: &[(&str, Group)]) -> [Figure; 2] {
+    let used = |names: &[&str], from: &Usage, to: &Usage| -> f64 {
+        let used = groups.iter().zip(from.cpu.iter().zip(&to.cpu));
+        used.filter(|((name, _), _)| names.contains(name))
+            .map(|(_, (from, to))| to - from)
+            .sum()
+    };
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let alone = |key, us: f64, n, note: &str| Figure {
+        value: Some(processors as f64 * 1e6 / us),
+        n,
+        spread: None,
+        ..Figure::amount(
+            key,
+            Reach::None,
+            &[],
+            format!("{note}: {us:.0} us of processor for an open, on {processors} processors"),
+        )
+    };
+    let opens = ran.outcome.ms.len();
+    let mqtt = used(&["mosquitto", "the generator"], before, after) / opens as f64;
+    let written = used(&["PostgreSQL"], after, floor) / f64::from(floor::OPENS);
+    [
+        alone(
+            "control_floor_mqtt",
+            mqtt,
+            opens,
+            "opens a second, if the servers and the database took no time at all and only the broker, the users, the devices \
+             and their logins did what they did in this run",
+        ),
+        alone(
+            "control_floor_postgres",
+            written,
+            floor::OPENS as usize,
+            "opens a second, if there were the database alone, and it only wrote that there is a tunnel and, in a second \
+             transaction, that it has a lease, six of each together, prepared and with fsync",
         ),
     ]
 }
