@@ -165,7 +165,8 @@ BEGIN
         SELECT d.id INTO device FROM devices d
             WHERE (d.ssh_key = keys[i] OR (d.ssh_key_before = keys[i] AND d.ssh_key_before_until > clock_timestamp()))
               AND NOT EXISTS (SELECT FROM identities i WHERE i.name = d.id AND i.revoked_at IS NOT NULL)
-              AND (d.quarantined_until IS NULL OR d.quarantined_until < clock_timestamp());
+              AND (d.quarantined_until IS NULL OR d.quarantined_until < clock_timestamp())
+            ORDER BY d.ssh_key = keys[i] DESC LIMIT 1;
         CONTINUE WHEN NOT FOUND;
         -- A live tunnel may land again at any time: its device's link may have changed before its server noticed.
         -- Whether there is one or more is all that matters, and whether more than one waits.

@@ -193,7 +193,10 @@ async fn claim_all(store: &Store, calls: &[Claim]) -> Result<Vec<ClaimOutcome>, 
     for call in calls {
         outcomes.push(match grants.remove(&call.tunnel) {
             Some(grant) => ClaimOutcome::Granted(Box::new(grant)),
-            None => ClaimOutcome::Refused(refusal(store, &call.device, call.tunnel).await?),
+            // What was granted to others stands, whatever becomes of this look.
+            None => ClaimOutcome::Refused(refusal(store, &call.device, call.tunnel).await.unwrap_or_else(|_| {
+                Failure::new(FailureKind::Busy, "the server cannot reach its database; try again")
+            })),
         });
     }
     Ok(outcomes)
