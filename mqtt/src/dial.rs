@@ -4,9 +4,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpFastOpenConnect;
 use rssh_proto::HostPort;
 use rustix::net::sockopt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::proxy::{Proxies, Proxy, Refusal};
 
@@ -39,15 +41,31 @@ pub enum DialError {
 /// # Errors
 /// When the host or the proxy has no address, none answers, or the proxy refuses.
 pub async fn dial(to: &HostPort, proxies: &Proxies) -> Result<TcpStream, DialError> {
+    reach(to, proxies, Open::Answered).await.map(|(stream, _)| stream)
+}
+
+/// When there is a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Open {
+    /// Once the far end has answered.
+    Answered,
+    /// At once, if the kernel has a cookie of the far end's (TCP Fast Open, RFC 7413): what is written first goes with the
+    /// first packet, and only then it shows whether anybody answers. Without a cookie as above; the far end may give one.
+    Spoken,
+}
+
+/// Connects to a host, through its proxy if it has one; also tells what the connection leads to.
+async fn reach(to: &HostPort, proxies: &Proxies, open: Open) -> Result<(TcpStream, SocketAddr), DialError> {
     let Some(proxy) = proxies.of(to) else {
-        return direct(to).await;
+        return direct(to, open).await;
     };
-    let mut stream = direct(proxy.address()).await.map_err(|error| DialError::Unproxied {
+    let unproxied = |error: DialError| DialError::Unproxied {
         to: to.clone(),
         reason: error.to_string(),
-    })?;
+    };
+    let (mut stream, peer) = direct(proxy.address(), Open::Answered).await.map_err(unproxied)?;
     match proxy.connect(&mut stream, to).await {
-        Ok(()) => Ok(stream),
+        Ok(()) => Ok((stream, peer)),
         Err(refusal) => Err(DialError::Refused {
             proxy: proxy.clone(),
             to: to.clone(),
@@ -56,25 +74,31 @@ pub async fn dial(to: &HostPort, proxies: &Proxies) -> Result<TcpStream, DialErr
     }
 }
 
-/// Connects to a load balancer, or else to the first of some others that answers.
+/// Connects to a load balancer, or else to the first of some others that answers; also tells what the connection leads
+/// to. It is for a program that speaks first: the first load balancer's connection may be made only by what is written,
+/// and until then it has no peer for getpeername(2).
 ///
 /// # Errors
 /// When none answers: why the first does not.
-pub async fn dial_any(first: &HostPort, others: &[HostPort], proxies: &Proxies) -> Result<TcpStream, DialError> {
-    let error = match dial(first, proxies).await {
-        Ok(stream) => return Ok(stream),
+pub async fn dial_any(
+    first: &HostPort,
+    others: &[HostPort],
+    proxies: &Proxies,
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    let error = match reach(first, proxies, Open::Spoken).await {
+        Ok(reached) => return Ok(reached),
         Err(error) => error,
     };
     for other in others {
-        if let Ok(stream) = dial(other, proxies).await {
-            return Ok(stream);
+        if let Ok(reached) = reach(other, proxies, Open::Answered).await {
+            return Ok(reached);
         }
     }
     Err(error)
 }
 
 /// Connects to the first address of a host that answers.
-async fn direct(to: &HostPort) -> Result<TcpStream, DialError> {
+async fn direct(to: &HostPort, open: Open) -> Result<(TcpStream, SocketAddr), DialError> {
     let host = to.host();
     let addresses = tokio::net::lookup_host((host.as_str(), to.port()))
         .await
@@ -84,8 +108,8 @@ async fn direct(to: &HostPort) -> Result<TcpStream, DialError> {
         })?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
-        match connect(address).await {
-            Ok(stream) => return Ok(stream),
+        match connect(address, open).await {
+            Ok(stream) => return Ok((stream, address)),
             Err(error) => last = error,
         }
     }
@@ -95,8 +119,16 @@ async fn direct(to: &HostPort) -> Result<TcpStream, DialError> {
     })
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+async fn connect(address: SocketAddr, open: Open) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    if open == Open::Spoken {
+        // A kernel that cannot do it connects as ever.
+        let _ = setsockopt(&socket, TcpFastOpenConnect, &true);
+    }
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(address)).await??;
     tune(&stream);
     Ok(stream)
 }
@@ -133,9 +165,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let [closed, open] = [closed, address].map(|address| address.to_string().parse::<HostPort>().unwrap());
-        let stream = dial_any(&closed, &[closed.clone(), open], &Proxies::default())
+        let (stream, peer) = dial_any(&closed, &[closed.clone(), open], &Proxies::default())
             .await
             .unwrap();
+        assert_eq!(peer, address);
         assert_eq!(stream.peer_addr().unwrap(), address);
         assert!(
             dial_any(&closed, std::slice::from_ref(&closed), &Proxies::default())

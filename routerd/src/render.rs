@@ -9,6 +9,9 @@ use crate::desired::{Desired, Map, Pool, PoolName, PoolServer, Rows};
 /// The template; it can be read on its own.
 pub const TEMPLATE: &str = include_str!("../../haproxy/haproxy.cfg.tmpl");
 
+/// Takes what a client says first with its first packet (TCP Fast Open): ssh does not wait for the server's word.
+const EARLY: &str = "tfo";
+
 /// Why a template cannot be rendered: a fault of ours, found by a test.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
@@ -83,7 +86,7 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
     let public_binds = if listen.is_empty() {
         internal("public.sock", "").replace(" accept-proxy ", "")
     } else {
-        binds(listen, "")
+        binds(listen, EARLY)
     };
     let brokers: String = public
         .map_or(&[][..], |public| &public.brokers)
@@ -112,7 +115,7 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
         ("timeout-tunnel", milliseconds(limits.silence)),
         ("dir", haproxy.dir.to_string()),
         ("maps", haproxy.dir.join("maps").to_string()),
-        ("devices-binds", lines(binds(&haproxy.devices, ""))),
+        ("devices-binds", lines(binds(&haproxy.devices, EARLY))),
         ("devices-max", count(limits.devices)),
         ("devices-rate", count(limits.devices_rate)),
         ("servers", lines(servers(Pool::Sshd))),

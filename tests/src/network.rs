@@ -65,7 +65,11 @@ impl Networks {
         let mut places = vec![Place::Core, Place::Site];
         places.extend((1..=devices).map(Place::Device));
         self.create_namespaces(&places)?;
-        self.inside(&Place::Core, || ip(&self.dir, &core_batch()))??;
+        self.inside(&Place::Core, || -> Result<()> {
+            // As the packages set it (packaging/sysctl.d/60-rssh-routerd.conf).
+            fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3").context("cannot let listeners take early data")?;
+            ip(&self.dir, &core_batch())
+        })??;
         self.inside(&Place::Site, || -> Result<()> {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot let the site's router forward")?;
             ip(&self.dir, &site_batch(devices))?;

@@ -86,7 +86,13 @@ const KNOWN: &[(&str, &str, bool)] = &[
     ),
     (
         "timed out during banner exchange",
-        "the load balancer answers and no server behind it does; see rssh-serverd",
+        "the load balancer, or every server behind it, says nothing; see HAProxy and rssh-serverd",
+        true,
+    ),
+    // The connection was to begin with ssh's first words.
+    (
+        "kex_exchange_identification: read: Connection refused",
+        "the load balancer refuses connections; see HAProxy",
         true,
     ),
     (
@@ -173,7 +179,13 @@ mod tests {
         ),
         (
             "Connection timed out during banner exchange\r\nConnection to UNKNOWN port 65535 timed out\r\n",
-            "no server behind it",
+            "says nothing",
+            true,
+        ),
+        (
+            "kex_exchange_identification: read: Connection refused\r\n\
+             banner exchange: Connection to UNKNOWN port 65535: Connection refused\r\n",
+            "refuses connections",
             true,
         ),
         (

@@ -143,7 +143,7 @@ pub enum Ended {
 /// What an ssh tells while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// It has a connection to the load balancer, and starts.
+    /// It has a connection to the load balancer, or makes one by what it says first, and starts.
     Connected(Way),
     /// It has claimed a port and forwards it.
     Landed { claimed: Claimed, process: Process },
@@ -187,7 +187,8 @@ impl Ssh {
         &self.run
     }
 
-    async fn dial(&self, landing: &Landing) -> Result<tokio::net::TcpStream, DialError> {
+    /// A connection to a load balancer, which may begin with what ssh says first, and its address.
+    async fn dial(&self, landing: &Landing) -> Result<(tokio::net::TcpStream, SocketAddr), DialError> {
         match &self.lb {
             Some(lb) => dial_any(lb, &[], &self.proxies).await,
             None => dial_any(&landing.lb, &landing.other_lbs, &self.proxies).await,
@@ -209,12 +210,15 @@ impl Ssh {
             _ = &mut stop => return Ended::Stopped,
             dialed = self.dial(landing) => dialed,
         };
-        let into_std = |connection: tokio::net::TcpStream| connection.into_std().map_err(|error| error.to_string());
-        let connection = match dialed.map_err(|error| error.to_string()).and_then(into_std) {
-            Ok(connection) => connection,
-            Err(error) => return Ended::Failed(Fault::passing(error)),
+        let (connection, peer) = match dialed {
+            Ok(dialed) => dialed,
+            Err(error) => return Ended::Failed(Fault::passing(error.to_string())),
         };
-        if let (Ok(local), Ok(peer)) = (connection.local_addr(), connection.peer_addr()) {
+        let connection = match connection.into_std() {
+            Ok(connection) => connection,
+            Err(error) => return Ended::Failed(Fault::passing(error.to_string())),
+        };
+        if let Ok(local) = connection.local_addr() {
             let local = local.ip();
             tell(News::Connected(Way { local, peer }));
         }

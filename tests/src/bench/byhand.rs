@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::{Context as _, Result};
 
+use super::route;
 use crate::Lab;
 use crate::accounts;
 use crate::component::Component;
@@ -48,11 +49,17 @@ pub enum Client {
     Equal,
     /// The same, to an sshd that sends small packets at once, which nobody's does by default.
     Tuned,
+    /// As `Equal`, by way of the load balancer that [`route::open_doors`] starts.
+    Balanced,
 }
 
 impl Client {
     fn port(self) -> u16 {
-        PORTS[usize::from(self == Self::Tuned)]
+        match self {
+            Self::Default | Self::Equal => PORTS[0],
+            Self::Tuned => PORTS[1],
+            Self::Balanced => route::TO_SSHD,
+        }
     }
 }
 
@@ -91,7 +98,9 @@ impl ByHand {
 
         // The person has been there before.
         let host_key = files::read(&root.join("servers/s1/sshd/ssh_host_ed25519_key.pub"))?;
-        let known = PORTS.map(|port| format!("[{LB}]:{port} {host_key}")).concat();
+        let [default, tuned] = PORTS;
+        let known = [default, tuned, route::TO_SSHD].map(|port| format!("[{LB}]:{port} {host_key}"));
+        let known = known.concat();
         for device in devices.clone() {
             files::write(&device_dir(device).join("known_by_hand"), &known)?;
         }

@@ -4,6 +4,7 @@
 //! the table says what was reached.
 
 pub mod byhand;
+pub mod connection;
 pub mod control;
 pub mod cpu;
 pub mod crowd;

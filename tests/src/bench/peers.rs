@@ -19,7 +19,7 @@ use super::memory;
 use super::results::{Figure, Reach, number};
 use super::rig::{BUSY, IDLE, Rig, STREAM_PORT};
 use super::stats::Pairs;
-use super::stream::{self, Connection};
+use super::{connection, stream};
 use crate::component::{Component, Record};
 use crate::parts::server;
 use crate::place::{LB, Place, device_name, server_address, socket};
@@ -450,7 +450,7 @@ fn carried(rig: &mut Rig, peer: Peer, key: &'static str) -> Result<Figure> {
     for _ in 0..STREAMS {
         rig.device.end()?;
         rig.settle()?;
-        pairs.ours.push(stream::carry(Connection::ours(&rig.lab)?, BYTES)?);
+        pairs.ours.push(stream::carry(connection::ours(&rig.lab)?, BYTES)?);
         rig.close()?;
         begin(rig, peer, 0)?;
         if peer == Peer::Bore {
@@ -466,7 +466,7 @@ fn carried(rig: &mut Rig, peer: Peer, key: &'static str) -> Result<Figure> {
         let limit = Instant::now() + OPENS_WITHIN;
         let carried = loop {
             let carried =
-                Connection::tcp(&rig.lab, (TUNNELS, TO_STREAM)).and_then(|connection| stream::carry(connection, BYTES));
+                connection::tcp(&rig.lab, (TUNNELS, TO_STREAM)).and_then(|connection| stream::carry(connection, BYTES));
             if carried.is_ok() || Instant::now() > limit {
                 break carried?;
             }

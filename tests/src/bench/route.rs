@@ -16,6 +16,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
+use super::byhand;
 use super::results::{Figure, Reach};
 use super::rig::{Rig, USER};
 use super::stats::{median, quantile, spread};
@@ -34,6 +35,8 @@ const BATCH: usize = 200;
 const PORTS: u16 = 9000;
 /// The users' door without any check of names.
 pub const PLAIN: u16 = 9001;
+/// A door of devices that leads to the person's own sshd.
+pub const TO_SSHD: u16 = 9002;
 /// Where what lies behind the doors listens: outside the ports that servers lease.
 const BEHIND: u16 = 19_999;
 /// How often a server goes and comes.
@@ -78,7 +81,7 @@ pub fn measure_lookup(rig: &mut Rig) -> Result<Vec<Figure>> {
 }
 
 /// Starts an HAProxy with the lab's doors on other ports and a thousand servers, and with a door that checks no name and
-/// leads to one place.
+/// leads to one place, and with one for devices that leads to the person's own sshd.
 ///
 /// # Errors
 /// When it does not come up.
@@ -130,7 +133,10 @@ fn config(rendered: &str, behind: SocketAddr) -> Result<String> {
     let bind = bind.replace(&users, &socket(LB, PLAIN));
     let _ = write!(
         text,
-        "\nfrontend plain from base\n{bind}\n    default_backend plain\n\nbackend plain from base\n    server plain {behind}\n"
+        "\nfrontend plain from base\n{bind}\n    default_backend plain\n\nbackend plain from base\n    server plain {behind}\n\
+         \nfrontend to_sshd from base\n    bind {}\n    default_backend by_hand\n\nbackend by_hand from base\n    server by_hand {}\n",
+        socket(LB, TO_SSHD),
+        socket(LB, byhand::PORTS[0]),
     );
     Ok(text)
 }
@@ -190,7 +196,10 @@ fn time_doors(lab: &Lab) -> Result<(Batches, Batches)> {
 }
 
 /// The user's side of TLS, from the files of a profile.
-fn tls(dir: &Path) -> Result<Arc<ClientConfig>> {
+///
+/// # Errors
+/// When one of them cannot be read.
+pub fn tls(dir: &Path) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(dir.join("servers-ca.pem"))? {
         roots.add(certificate?)?;

@@ -1,7 +1,10 @@
 //! Opening, using and closing.
 
 use std::collections::HashSet;
+use std::fs;
 use std::thread;
+
+use rssh_lab::place::Place;
 
 use crate::{lab, leases, open, said};
 
@@ -21,6 +24,37 @@ fn a_tunnel_opens_and_ssh_logs_in() {
     // The login went through the tunnel that was there.
     assert_eq!(open(&lab, "alice", "device-5").tunnel, opened.tunnel);
     said(&lab, "alice", &["rssh", "close", "device-5", "--force"]);
+}
+
+#[test]
+fn a_device_that_has_been_there_before_speaks_with_its_first_packet() {
+    let lab = lab();
+    let begun_early = || {
+        let counted = lab.networks().inside(&Place::Device(18), || {
+            fs::read_to_string("/proc/thread-self/net/netstat").unwrap()
+        });
+        count(&counted.unwrap(), "TCPFastOpenActive")
+    };
+    // The first connection brings the load balancer's cookie.
+    open(&lab, "alice", "device-18");
+    said(&lab, "alice", &["rssh", "close", "device-18", "--force"]);
+    let before = begun_early();
+    open(&lab, "alice", "device-18");
+    said(&lab, "alice", &["rssh", "close", "device-18", "--force"]);
+    assert!(
+        begun_early() > before,
+        "{before} connections took data with their first packet"
+    );
+}
+
+/// A counter of proc_net(5)'s netstat: pairs of lines, names and values.
+fn count(netstat: &str, name: &str) -> u64 {
+    let lines: Vec<Vec<&str>> = netstat.lines().map(|line| line.split(' ').collect()).collect();
+    let value = lines.chunks_exact(2).find_map(|pair| {
+        let at = pair[0].iter().position(|&title| title == name)?;
+        pair[1].get(at).copied()
+    });
+    value.unwrap().parse().unwrap()
 }
 
 #[test]
