@@ -1,7 +1,7 @@
 //! Many calls of one kind in one statement: what comes while the database is at work goes to it together, next.
 //!
 //! A call that comes alone is asked at once. Under load a statement and its commit are shared by as many as have gathered
-//! meanwhile, and each of them costs less the more there are: so statements of a kind begin some time apart.
+//! meanwhile, and each of them costs less the more there are: so statements of a kind begin some time apart then.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,6 +30,8 @@ struct Queue<C, A> {
     /// How long after one statement the next may begin, and when that is.
     apart: Duration,
     next_at: Instant,
+    /// How many calls the last one took.
+    took: usize,
     waiting: VecDeque<(C, Asker<A>)>,
 }
 
@@ -54,6 +56,7 @@ impl<C, A> Group<C, A> {
             running: 0,
             apart,
             next_at: Instant::now(),
+            took: 0,
             waiting: VecDeque::new(),
         })))
     }
@@ -68,6 +71,10 @@ impl<C, A> Group<C, A> {
         queue.waiting.retain(|(_, asker)| !asker.is_closed());
         if queue.waiting.is_empty() {
             queue.running -= 1;
+            if queue.took == 1 {
+                // It was alone, and whoever calls next, one call after the other perhaps, waits for nobody.
+                queue.next_at = Instant::now();
+            }
             return Next::End;
         }
         let now = Instant::now();
@@ -75,8 +82,9 @@ impl<C, A> Group<C, A> {
             return Next::Wait(queue.next_at);
         }
         queue.next_at = now + queue.apart;
-        let count = queue.waiting.len().min(MOST);
-        Next::Ask(queue.waiting.drain(..count).collect())
+        queue.took = queue.waiting.len().min(MOST);
+        let took = queue.took;
+        Next::Ask(queue.waiting.drain(..took).collect())
     }
 }
 
@@ -219,23 +227,35 @@ mod tests {
         assert!(sizes.iter().all(|size| *size <= MOST), "{sizes:?}");
     }
 
+    /// Says of each call how many went together.
+    async fn count(calls: Vec<u32>) -> Result<Vec<usize>, StoreError> {
+        Ok(vec![calls.len(); calls.len()])
+    }
+
     #[tokio::test]
-    async fn a_statement_waits_for_the_calls_that_come_soon_after_another_and_the_first_waits_for_none() {
+    async fn after_calls_that_came_together_a_statement_waits_for_those_that_come_soon() {
         const APART: Duration = Duration::from_millis(200);
-        let group = Group::<u32, u32>::new(2, APART);
-        let count = |calls: Vec<u32>| async move { Ok(vec![calls.len() as u32; calls.len()]) };
+        let group = Group::<u32, usize>::new(2, APART);
         let began = Instant::now();
-        assert_eq!(group.ask(LONG, 1, count).await.ok(), Some(1));
+        let (first, second) = tokio::join!(group.ask(LONG, 1, count), group.ask(LONG, 2, count));
+        assert_eq!((first.ok(), second.ok()), (Some(2), Some(2)));
         let soon = async {
             tokio::time::sleep(APART / 10).await;
-            group.ask(LONG, 3, count).await
+            group.ask(LONG, 4, count).await
         };
-        let (second, third) = tokio::join!(group.ask(LONG, 2, count), soon);
-        assert_eq!((second.ok(), third.ok()), (Some(2), Some(2)));
+        let (third, fourth) = tokio::join!(group.ask(LONG, 3, count), soon);
+        assert_eq!((third.ok(), fourth.ok()), (Some(2), Some(2)));
         assert!(began.elapsed() >= APART, "{:?}", began.elapsed());
-        // None comes for longer than that, so that the next one waits for none either.
-        tokio::time::sleep(APART).await;
-        assert_eq!(group.ask(LONG, 4, count).await.ok(), Some(1));
+    }
+
+    #[tokio::test]
+    async fn calls_one_after_the_other_wait_for_nobody() {
+        let group = Group::<u32, usize>::new(2, LONG * 100);
+        for call in 0..9 {
+            assert_eq!(group.ask(LONG, call, count).await.ok(), Some(1));
+            // The lane sees that nobody waits.
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]
