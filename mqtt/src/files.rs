@@ -1,7 +1,7 @@
 //! Files of keys, certificates and state: secrets are their owner's alone, and each is replaced in one step.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown, lchown};
 use std::path::{Path, PathBuf};
 
@@ -65,7 +65,7 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
 /// # Errors
 /// When the directory cannot be written.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_file(path, bytes, 0o600)
+    write_file(path, 0o600, |file| file.write_all(bytes))
 }
 
 /// Writes a file anyone may read, replacing it in one step.
@@ -73,10 +73,25 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// When the directory cannot be written.
 pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_file(path, bytes, 0o644)
+    write_file(path, 0o644, |file| file.write_all(bytes))
 }
 
-fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+/// Writes a file anyone may read as `fill` does, piece by piece, replacing it in one step.
+///
+/// # Errors
+/// When the directory cannot be written, or `fill` fails.
+pub fn write_public_by(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<&fs::File>) -> io::Result<()>,
+) -> Result<(), FileError> {
+    write_file(path, 0o644, |file| {
+        let mut pieces = BufWriter::new(&*file);
+        fill(&mut pieces)?;
+        pieces.flush()
+    })
+}
+
+fn write_file(path: &Path, mode: u32, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<(), FileError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{}", std::process::id()));
     let new = path.with_file_name(name);
@@ -84,7 +99,7 @@ fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
         // Nothing that lies there already is followed or written to, in a directory of another account least of all.
         let _ = fs::remove_file(&new);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-        file.write_all(bytes)?;
+        fill(&mut file)?;
         keep_owner(path, &file)?;
         file.sync_all()?;
         fs::rename(&new, path)

@@ -127,8 +127,9 @@ fn execute(verb: Verb) -> anyhow::Result<()> {
         Verb::CheckConfig { config } => check(&Config::load(&config)?),
         Verb::Run { config } => {
             let config = Config::load(&config)?;
+            // One thread for the loop and one for its sources: each has an arena of memory of its own.
             tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
+                .worker_threads(1)
                 .enable_all()
                 .build()?
                 .block_on(async { crate::daemon::run(config, terminated()?).await })

@@ -35,6 +35,8 @@ use crate::verify::Verifier;
 /// How often HAProxy is asked whether it is still the same process, and local files are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// How many readings may wait; a source that is ahead waits.
+const READINGS: usize = 4;
+/// How many messages may wait.
 const WAITING: usize = 256;
 
 /// The daemon's state between two passes.
@@ -95,7 +97,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let (session, mut events, driver) = Session::new(mqtt_settings(&config, &renewable)?);
     let driver = tokio::spawn(driver);
     let shared = Shared::default();
-    let (sender, mut readings) = mpsc::channel(WAITING);
+    let (sender, mut readings) = mpsc::channel(READINGS);
     let every = config.registry.reconcile.duration();
     let log = log::listen(&config.haproxy.dir, config.haproxy.socket_group.as_ref())
         .context("cannot open the socket for HAProxy's log")?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -27,10 +28,11 @@ pub enum FilesError {
     Revoked { path: PathBuf, line: usize, reason: String },
 }
 
-/// Writes HAProxy's files, and remembers what they say.
+/// Writes HAProxy's files, and remembers what they say, by a hash.
 pub struct Files {
     haproxy: HaproxyConfig,
-    written: BTreeMap<PathBuf, String>,
+    hashing: RandomState,
+    written: BTreeMap<PathBuf, u64>,
 }
 
 impl Files {
@@ -50,7 +52,7 @@ impl Files {
         for map in Map::ALL.into_iter().filter(kept) {
             let path = render::map_path(&files.haproxy, map);
             if !path.path().exists() {
-                files.put(path.path(), String::new(), false)?;
+                files.put(path.path(), "", false)?;
             }
         }
         Ok(files)
@@ -60,6 +62,7 @@ impl Files {
     pub fn look(haproxy: HaproxyConfig) -> Self {
         Self {
             haproxy,
+            hashing: RandomState::new(),
             written: BTreeMap::new(),
         }
     }
@@ -71,14 +74,15 @@ impl Files {
     pub fn write(&mut self, desired: &Desired) -> Result<(), FilesError> {
         for (map, rows) in desired.maps.iter().filter(|(map, _)| !map.is_operators()) {
             let path = render::map_path(&self.haproxy, *map);
-            self.put(path.path(), render::map(rows), map.is_secret())?;
+            self.put(path.path(), &render::map(rows), map.is_secret())?;
         }
         let text = render::configuration(&self.haproxy, desired)?;
-        self.put(self.haproxy.dir.join("haproxy.cfg").path(), text, false)
+        self.put(self.haproxy.dir.join("haproxy.cfg").path(), &text, false)
     }
 
-    fn put(&mut self, path: &Path, text: String, secret: bool) -> Result<(), FilesError> {
-        if self.written.get(path) == Some(&text) {
+    fn put(&mut self, path: &Path, text: &str, secret: bool) -> Result<(), FilesError> {
+        let hash = self.hashing.hash_one(text);
+        if self.written.get(path) == Some(&hash) {
             return Ok(());
         }
         let write = if secret {
@@ -87,7 +91,7 @@ impl Files {
             files::write_public
         };
         write(path, text.as_bytes())?;
-        self.written.insert(path.to_owned(), text);
+        self.written.insert(path.to_owned(), hash);
         Ok(())
     }
 

@@ -97,7 +97,10 @@ pub fn configuration(haproxy: &HaproxyConfig, desired: &Desired) -> Result<Strin
             format!("    server broker_{nth} {broker} check inter 1s rise 1 fall 2 init-addr last,libc,none\n")
         })
         .collect();
-    let lines = |text: String| text.trim_end_matches('\n').to_owned();
+    let lines = |mut text: String| {
+        text.truncate(text.trim_end_matches('\n').len());
+        text
+    };
     let count = |count: u32| count.to_string();
     let milliseconds = |span: rssh_proto::duration::Span| format!("{}ms", span.duration().as_millis());
     // The admin socket, health checks and the log need some too.

@@ -54,6 +54,8 @@ pub enum Source {
 struct Entry {
     registration: Registration,
     signed: SignedRegistration,
+    /// The largest capacity that it has announced since it started.
+    most: u32,
     /// Whether the last look into Redis found it.
     in_redis: bool,
     /// What the last complete look into PostgreSQL found; nothing before the first that began after the entry came.
@@ -101,12 +103,18 @@ impl Routes {
             if without_load(&registration) != without_load(&known.registration) {
                 self.revision += 1;
             }
+            known.most = if registration.generation == known.registration.generation {
+                known.most.max(registration.capacity)
+            } else {
+                registration.capacity
+            };
             known.registration = registration;
             known.signed = signed;
             return;
         }
         self.claims += 1;
         let entry = Entry {
+            most: registration.capacity,
             registration,
             signed,
             in_redis: source == Source::Redis,
@@ -297,8 +305,13 @@ impl Routes {
             }
             let state = self.state(server, registration);
             let lands = state == ServerState::Serving && entry.in_database != Some(false);
-            let weight = if lands { weight(registration, largest) } else { 0 };
-            for (index, ssh) in registration.ssh.iter().enumerate() {
+            let addresses = addresses(registration, entry.most);
+            let weight = if lands {
+                weight(registration, addresses.len(), largest)
+            } else {
+                0
+            };
+            for (index, ssh) in addresses.iter().enumerate() {
                 let name = PoolName {
                     server: server.clone(),
                     index: Some(index),
@@ -346,13 +359,25 @@ fn without_load(registration: &Registration) -> Registration {
 
 /// Every server answers as much HTTPS as every other.
 const HTTPS_WEIGHT: u16 = 100;
-/// The weight of an empty server. HAProxy would take 256, but keeps some 900 bytes for each unit, to draw by; and a tunnel
-/// more or less is to change nothing in it.
-pub const MAX_WEIGHT: u16 = 16;
+/// How many tunnels devices bring to one of a server's ssh addresses. One address of a load balancer can hold 28,232
+/// connections to it (docs/sizing.md); those that ended lately count too, and some are for logins that come to nothing.
+const PER_ADDRESS: u32 = 20_000;
+
+/// Those of a server's ssh addresses that devices are sent to: all lead to the same sshd, and HAProxy keeps some 5 KiB for
+/// each, with its checks and statistics. As many as its largest capacity needs, so that one that wavers changes nothing.
+fn addresses(registration: &Registration, most: u32) -> &[SocketAddr] {
+    let needed = usize::try_from(most.div_ceil(PER_ADDRESS)).unwrap_or(usize::MAX).max(1);
+    &registration.ssh[..needed.min(registration.ssh.len())]
+}
+
+/// The weight of an empty server. HAProxy would take 256, but keeps 768 bytes for each unit, to draw by; and a tunnel more or
+/// less is to change nothing in it. Of the two that are drawn the one with fewer connections for its weight is taken, so that
+/// a step only has to be smaller than what servers may differ by.
+pub const MAX_WEIGHT: u16 = 8;
 
 /// The weight of each of a server's ssh addresses: its free capacity, less what its load says is not really free, as a
 /// share of the largest server's capacity. 0 only when it is full.
-fn weight(registration: &Registration, largest: u32) -> u16 {
+fn weight(registration: &Registration, addresses: usize, largest: u32) -> u16 {
     let free = registration.capacity.saturating_sub(registration.tunnels);
     if free == 0 || largest == 0 {
         return 0;
@@ -364,8 +389,7 @@ fn weight(registration: &Registration, largest: u32) -> u16 {
         0.0
     };
     let share = f64::from(free) / f64::from(largest) * f64::from(idle);
-    let addresses = registration.ssh.len().max(1) as f64;
-    let exact = share * f64::from(MAX_WEIGHT) / addresses;
+    let exact = share * f64::from(MAX_WEIGHT) / addresses.max(1) as f64;
     (exact.round() as u16).clamp(1, MAX_WEIGHT)
 }
 

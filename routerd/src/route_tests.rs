@@ -86,8 +86,14 @@ fn with(servers: &[&str]) -> Routes {
 }
 
 #[test]
-fn a_server_with_several_ssh_addresses_becomes_several_servers_of_the_pool() {
-    let desired = with(&["s1"]).desired(&local());
+fn a_server_that_needs_several_ssh_addresses_becomes_several_servers_of_the_pool() {
+    let mut routes = Routes::default();
+    let large = Registration {
+        capacity: 30_000,
+        ..registration("s1", 5, 1)
+    };
+    routes.handle_registration(verified(large), Source::Redis);
+    let desired = routes.desired(&local());
     let names: Vec<String> = desired.pool.keys().map(PoolName::to_string).collect();
     assert_eq!(names, ["s1_0", "s1_1"]);
     assert_eq!(desired.maps[&Map::Addresses]["s1"], "10.0.0.1");
@@ -255,16 +261,36 @@ fn weights_follow_headroom() {
             ssh: vec!["10.0.0.1:22".parse().unwrap()],
             ..registration("s1", 1, 1)
         };
-        weight(&one, 1000)
+        weight(&one, 1, 1000)
     };
-    assert_eq!(weigh(1000, 0, 0.0), 16);
-    assert_eq!(weigh(1000, 500, 0.0), 8);
-    assert_eq!(weigh(500, 0, 0.5), 4);
+    assert_eq!(weigh(1000, 0, 0.0), 8);
+    assert_eq!(weigh(1000, 500, 0.0), 4);
+    assert_eq!(weigh(500, 0, 0.5), 2);
     assert_eq!(weigh(1000, 1000, 0.0), 0, "full");
     assert_eq!(weigh(1000, 2000, 0.0), 0, "more than full");
     assert_eq!(weigh(1000, 999, 1.0), 1, "the last one is still to be had");
     assert_eq!(weigh(1000, 0, f32::NAN), 1);
-    assert_eq!(weigh(1000, 1, 0.0), 16, "one tunnel changes nothing");
+    assert_eq!(weigh(1000, 1, 0.0), 8, "one tunnel changes nothing");
+}
+
+#[test]
+fn a_server_is_led_to_by_as_many_addresses_as_its_largest_capacity_needs() {
+    let mut routes = Routes::default();
+    let mut led_to = |generation, counter, capacity| {
+        let registration = Registration {
+            capacity,
+            ..registration("s1", generation, counter)
+        };
+        routes.handle_registration(verified(registration), Source::Redis);
+        let pool = routes.desired(&local()).pool;
+        (pool.len(), pool.values().map(|server| server.weight).sum::<u16>())
+    };
+    assert_eq!(led_to(1, 1, 20_000), (1, 8));
+    assert_eq!(led_to(1, 2, 20_001), (2, 8));
+    assert_eq!(led_to(1, 3, 19_999), (2, 8), "it has needed both");
+    assert_eq!(led_to(2, 1, 19_999), (1, 8), "it has started anew");
+    assert_eq!(led_to(2, 2, 60_000), (2, 8), "it has no more");
+    assert_eq!(led_to(2, 3, 0), (2, 0));
 }
 
 #[derive(Debug, Clone)]

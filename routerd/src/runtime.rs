@@ -219,7 +219,7 @@ impl Runtime {
             stream.write_all(b"\n").await?;
             let mut answer = Vec::new();
             stream.take(ANSWER_LIMIT).read_to_end(&mut answer).await?;
-            Ok(String::from_utf8_lossy(&answer).into_owned())
+            Ok(String::from_utf8(answer).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned()))
         };
         match timeout(PATIENCE, exchange).await {
             Ok(answer) => answer.map_err(|source| RuntimeError::Away {
@@ -261,30 +261,42 @@ fn not_understood(command: &'static str, answer: &str) -> RuntimeError {
     }
 }
 
+/// A server in `show servers state`.
+#[derive(Clone, Copy)]
+struct StateRow<'a> {
+    columns: &'a str,
+    line: &'a str,
+}
+
+impl<'a> StateRow<'a> {
+    fn get(&self, column: &str) -> Option<&'a str> {
+        let at = self.columns.split(' ').position(|name| name == column)?;
+        self.line.split(' ').nth(at)
+    }
+
+    /// Whether there is no reason for maintenance.
+    fn is_enabled(&self) -> Option<bool> {
+        let admin: u32 = self.get("srv_admin_state")?.parse().ok()?;
+        Some(admin & 0x27 == 0)
+    }
+}
+
 /// Reads `show servers state` (management guide, 9.3): a version, the columns' names, a line per server.
-fn read_table(answer: &str) -> Result<Vec<BTreeMap<&str, &str>>, RuntimeError> {
+fn read_table(answer: &str) -> Result<impl Iterator<Item = StateRow<'_>>, RuntimeError> {
     let not_read = || not_understood("show servers state", answer);
     let mut lines = answer.lines();
     if lines.next() != Some("1") {
         return Err(not_read());
     }
     let columns = lines.next().ok_or_else(not_read)?.trim_start_matches("# ");
-    let row = |line| columns.split(' ').zip(str::split(line, ' ')).collect();
     Ok(lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(row)
-        .collect())
-}
-
-/// Whether there is no reason for maintenance.
-fn is_enabled(row: &BTreeMap<&str, &str>) -> Option<bool> {
-    let admin: u32 = row.get("srv_admin_state")?.parse().ok()?;
-    Some(admin & 0x27 == 0)
+        .map(move |line| StateRow { columns, line }))
 }
 
 fn read_pool(answer: &str) -> Result<BTreeMap<String, ActualServer>, RuntimeError> {
-    let server = |row: &BTreeMap<&str, &str>| {
-        let field = |name: &str| row.get(name).copied();
+    let server = |row: StateRow<'_>| {
+        let field = |name: &str| row.get(name);
         let ip: IpAddr = field("srv_addr")?.parse().ok()?;
         let check: u32 = field("srv_check_state")?.parse().ok()?;
         let health = || {
@@ -295,26 +307,22 @@ fn read_pool(answer: &str) -> Result<BTreeMap<String, ActualServer>, RuntimeErro
             address: SocketAddr::new(ip, field("srv_port")?.parse().ok()?),
             health: health(),
             weight: field("srv_uweight")?.parse().ok()?,
-            enabled: is_enabled(row)?,
+            enabled: row.is_enabled()?,
             checked: check & 0x04 != 0,
             leaving: false,
         };
         Some((field("srv_name")?.to_owned(), server))
     };
     let not_read = || not_understood("show servers state", answer);
-    let rows = read_table(answer)?;
-    rows.iter().map(|row| server(row).ok_or_else(not_read)).collect()
+    read_table(answer)?
+        .map(|row| server(row).ok_or_else(not_read))
+        .collect()
 }
 
 /// The servers that are to be reached and are down: state 0.
 fn read_down(answer: &str) -> Result<Vec<String>, RuntimeError> {
-    let rows = read_table(answer)?;
-    let down = rows
-        .iter()
-        .filter(|row| is_enabled(row) == Some(true) && row.get("srv_op_state") == Some(&"0"));
-    Ok(down
-        .filter_map(|row| row.get("srv_name").map(ToString::to_string))
-        .collect())
+    let down = read_table(answer)?.filter(|row| row.is_enabled() == Some(true) && row.get("srv_op_state") == Some("0"));
+    Ok(down.filter_map(|row| row.get("srv_name").map(str::to_owned)).collect())
 }
 
 /// Reads `show map`: a pointer, the key and the value on each line.

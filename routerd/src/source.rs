@@ -15,13 +15,15 @@ use crate::route::{Row, Source};
 /// What a source has to say.
 #[derive(Debug)]
 pub enum Reading {
-    /// Every entry in Redis.
-    Redis(Vec<(ServerId, String)>),
+    /// Some of the entries that a look at everything finds: not even as text are all of them ever here at once.
+    Page(Source, Vec<(ServerId, String)>),
+    /// Which servers a look into Redis has found; their entries have come before.
+    Redis(BTreeSet<ServerId>),
     /// One entry that has changed.
     Changed(ServerId, String),
-    /// Every row in PostgreSQL, with the row's entry; and which servers were known when the look began.
+    /// Every row in PostgreSQL; the entries have come before. And which servers were known when the look began.
     Database {
-        rows: Vec<(Row, Option<String>)>,
+        rows: Vec<Row>,
         known_before: BTreeSet<ServerId>,
     },
     /// The users that PostgreSQL calls revoked, or why it does not say.
@@ -29,6 +31,9 @@ pub enum Reading {
     /// No answer.
     Away { source: Source, reason: String },
 }
+
+/// Entries of a page.
+const PAGE: usize = 50;
 
 /// Servers and addresses that users are led to, or are about to be: a server that moves is there twice for a moment.
 pub type Led = BTreeSet<(ServerId, IpAddr)>;

@@ -77,11 +77,8 @@ impl State {
         if self.saved == Some(routes.revision()) {
             return Ok(());
         }
-        let text = serde_json::to_string(&routes.signed()).map_err(|source| StateError::Damaged {
-            path: self.path.clone(),
-            source,
-        })?;
-        files::write_public(&self.path, text.as_bytes())?;
+        // As a text it would be larger than all that is known.
+        files::write_public_by(&self.path, |file| Ok(serde_json::to_writer(file, &routes.signed())?))?;
         self.saved = Some(routes.revision());
         Ok(())
     }

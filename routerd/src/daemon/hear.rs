@@ -26,15 +26,16 @@ impl Daemon {
 
     pub(super) fn take_reading(&mut self, reading: Reading) {
         match reading {
-            Reading::Redis(entries) => {
+            Reading::Page(source, entries) => {
+                for (server, text) in &entries {
+                    self.take_entry(server, text, source);
+                }
+            }
+            Reading::Redis(present) => {
                 self.heard.0 = true;
                 self.metrics.read(Source::Redis);
                 self.fault("redis", None);
-                for (server, text) in &entries {
-                    self.take_entry(server, text, Source::Redis);
-                }
-                self.routes
-                    .handle_redis(&entries.into_iter().map(|(server, _)| server).collect());
+                self.routes.handle_redis(&present);
             }
             Reading::Changed(server, text) => {
                 let new = !self.routes.knows(&server);
@@ -49,14 +50,7 @@ impl Daemon {
                 self.looks += 1;
                 self.metrics.read(Source::Database);
                 self.fault("postgresql", None);
-                let (rows, entries): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-                // First who is lost: an entry of a lost server is not news.
                 self.routes.handle_database(&rows, &known_before);
-                for (row, entry) in rows.iter().zip(entries) {
-                    if let (false, Some(text)) = (row.lost, entry) {
-                        self.take_entry(&row.server, &text, Source::Database);
-                    }
-                }
             }
             Reading::Revoked(Ok(users)) => {
                 if users != self.local.revoked {

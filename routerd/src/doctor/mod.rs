@@ -104,10 +104,11 @@ async fn registry(config: &Config, now: i64) -> Vec<Finding> {
     found
 }
 
-/// What PostgreSQL has: its rows, and the users that it calls revoked.
+/// What PostgreSQL has: its rows, the entries of those that are not lost, and the users that it calls revoked.
 #[derive(Default)]
 struct Stored {
-    rows: Vec<(Row, Option<String>)>,
+    rows: Vec<Row>,
+    entries: Vec<(ServerId, String)>,
     revoked: BTreeSet<UserId>,
 }
 
@@ -128,6 +129,7 @@ async fn database(config: &Config, now: i64) -> (Stored, Vec<Finding>) {
             }
             let stored = Stored {
                 rows: seen.rows,
+                entries: seen.entries,
                 revoked: seen.revoked,
             };
             (stored, findings)
@@ -177,11 +179,10 @@ fn known(config: &Config, stored: Stored, entries: Vec<(ServerId, String)>) -> R
     let mut routes = Routes::default();
     let mut unbelieved = Vec::new();
     let present = entries.iter().map(|(server, _)| server.clone()).collect();
-    let rows: Vec<Row> = stored.rows.iter().map(|(row, _)| row.clone()).collect();
     let in_redis = entries.into_iter().map(|(server, text)| (server, text, Source::Redis));
-    // One that has been found lost may have let its certificate run out.
-    let alive = stored.rows.into_iter().filter(|(row, _)| !row.lost);
-    let in_database = alive.filter_map(|(row, text)| Some((row.server, text?, Source::Database)));
+    // None of one that has been found lost, which may have let its certificate run out.
+    let in_database = stored.entries.into_iter();
+    let in_database = in_database.map(|(server, text)| (server, text, Source::Database));
     for (server, text, source) in in_redis.chain(in_database) {
         match verifier.verify(&server, &text, SystemTime::now()) {
             Ok(verified) => routes.handle_registration(verified, source),
@@ -191,7 +192,7 @@ fn known(config: &Config, stored: Stored, entries: Vec<(ServerId, String)>) -> R
     unbelieved.dedup_by(|one, other| one.0 == other.0);
     let known_before = routes.known();
     routes.handle_redis(&present);
-    routes.handle_database(&rows, &known_before);
+    routes.handle_database(&stored.rows, &known_before);
     let conflicts = routes.conflicts().into_iter();
     let conflicts = conflicts.map(|(server, holder)| (server.clone(), holder.clone()));
     Ok(Known {

@@ -11,15 +11,17 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::route::{Row, Source};
-use crate::source::{Led, Reading, Shared};
+use crate::source::{Led, PAGE, Reading, Shared};
 
 /// How long PostgreSQL may take, to connect and to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait before trying again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-const SERVERS: &str = "SELECT id, registration, generation, lost_at IS NOT NULL AS lost, \
+const SERVERS: &str = "SELECT id, generation, lost_at IS NOT NULL AS lost, \
                        extract(epoch FROM clock_timestamp())::float8 AS at FROM servers";
+
+const ENTRIES: &str = "SELECT id, registration FROM servers WHERE id = ANY($1) AND registration IS NOT NULL";
 
 /// What servers wait for that take an address over.
 const LED: &str = "INSERT INTO routers (id, routes, seen_at) SELECT name, $2::jsonb, to_timestamp($3) FROM identities WHERE name = $1 AND kind = 'router' \
@@ -44,8 +46,8 @@ pub async fn run(
         };
         let (told, led) = shared.led();
         // One that has timed out is dropped with its half-read answer.
-        let (reading, pause) = match timeout(PATIENCE, look).await {
-            Ok(Ok((mut live, rows, at))) => {
+        let (reading, pause) = match in_time(look).await {
+            Ok((mut live, rows, at)) => {
                 // As of the last look: what this one found, HAProxy has not been told yet.
                 if told == looks && looks > 0 {
                     let written = write(&mut live, &router, &led, looked).await;
@@ -56,13 +58,17 @@ pub async fn run(
                     }
                     unwritten = written.is_err();
                 }
-                looks += 1;
-                looked = at;
-                connection = Some(live);
-                (Reading::Database { rows, known_before }, interval)
+                match hand_on(&mut live, &rows, &readings).await {
+                    Ok(()) => {
+                        looks += 1;
+                        looked = at;
+                        connection = Some(live);
+                        (Reading::Database { rows, known_before }, interval)
+                    }
+                    Err(reason) => (away(reason), PAUSE),
+                }
             }
-            Ok(Err(error)) => (away(error.to_string()), PAUSE),
-            Err(_) => (away(format!("no answer within {PATIENCE:?}")), PAUSE),
+            Err(reason) => (away(reason), PAUSE),
         };
         if readings.send(reading).await.is_err() {
             return;
@@ -71,6 +77,24 @@ pub async fn run(
             () = sleep(pause) => {}
             () = shared.look.notified() => {}
         }
+    }
+}
+
+/// Hands on the entries of the servers that are not lost, by pages.
+async fn hand_on(live: &mut PgConnection, rows: &[Row], readings: &mpsc::Sender<Reading>) -> Result<(), String> {
+    for page in alive(rows).chunks(PAGE) {
+        let entries = in_time(entries(live, page)).await?;
+        // Nobody listens any more: what follows will say so.
+        let _ = readings.send(Reading::Page(Source::Database, entries)).await;
+    }
+    Ok(())
+}
+
+/// What PostgreSQL answers, or why it does not.
+async fn in_time<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
+    match timeout(PATIENCE, asked).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
     }
 }
 
@@ -135,7 +159,9 @@ fn away(reason: String) -> Reading {
 
 /// What an examination of the database finds.
 pub(crate) struct Examined {
-    pub rows: Found,
+    pub rows: Vec<Row>,
+    /// The entries of those that are not lost.
+    pub entries: Vec<(ServerId, String)>,
     pub revoked: BTreeSet<UserId>,
     /// What its clock says, in Unix seconds.
     pub clock: i64,
@@ -154,6 +180,7 @@ const DENIED: &str = "SELECT p || ' on routers' FROM unnest(ARRAY['SELECT', 'INS
 /// When the database is away, or does not let this role read.
 pub(crate) async fn examine(postgres: &Postgres, router: &RouterId) -> Result<Examined, sqlx::Error> {
     let (mut live, rows, _) = look(postgres.connect().await?).await?;
+    let entries = entries(&mut live, &alive(&rows)).await?;
     let revoked = revoked(&mut live).await?;
     let clock = sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::bigint");
     let clock = clock.fetch_one(&mut live).await?;
@@ -167,6 +194,7 @@ pub(crate) async fn examine(postgres: &Postgres, router: &RouterId) -> Result<Ex
     };
     Ok(Examined {
         rows,
+        entries,
         revoked,
         clock,
         told_ago,
@@ -174,9 +202,23 @@ pub(crate) async fn examine(postgres: &Postgres, router: &RouterId) -> Result<Ex
     })
 }
 
-type Found = Vec<(Row, Option<String>)>;
+/// The servers that are not lost: an entry of one that is says nothing.
+fn alive(rows: &[Row]) -> Vec<&ServerId> {
+    rows.iter().filter(|row| !row.lost).map(|row| &row.server).collect()
+}
 
-async fn look(mut connection: PgConnection) -> Result<(PgConnection, Found, f64), sqlx::Error> {
+/// The entries of some servers, of those that have one.
+async fn entries(connection: &mut PgConnection, servers: &[&ServerId]) -> Result<Vec<(ServerId, String)>, sqlx::Error> {
+    let ids: Vec<&str> = servers.iter().map(|server| server.as_str()).collect();
+    let rows: Vec<(String, String)> = sqlx::query_as(ENTRIES).bind(ids).fetch_all(connection).await?;
+    // The table has only valid ids; one that is not is nobody's.
+    let valid = rows
+        .into_iter()
+        .filter_map(|(id, entry)| Some((id.parse().ok()?, entry)));
+    Ok(valid.collect())
+}
+
+async fn look(mut connection: PgConnection) -> Result<(PgConnection, Vec<Row>, f64), sqlx::Error> {
     let mut at = 0.0;
     let rows = sqlx::query(SERVERS).fetch_all(&mut connection).await?;
     let mut found = Vec::with_capacity(rows.len());
@@ -188,13 +230,11 @@ async fn look(mut connection: PgConnection) -> Result<(PgConnection, Found, f64)
         let Ok(server) = id.parse::<ServerId>() else {
             continue;
         };
-        let entry: Option<String> = row.try_get("registration")?;
-        let row = Row {
+        found.push(Row {
             server,
             generation: Generation(u64::try_from(generation).unwrap_or(0)),
             lost: row.try_get("lost")?,
-        };
-        found.push((row, entry));
+        });
     }
     Ok((connection, found, at))
 }

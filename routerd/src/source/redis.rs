@@ -1,5 +1,6 @@
 //! The registry in Redis: every entry at start and now and then, and each that changes at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::route::Source;
-use crate::source::Reading;
+use crate::source::{PAGE, Reading};
 
 /// How long Redis may take to connect, and for each answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -54,7 +55,7 @@ async fn follow(redis: &Redis, interval: Duration, readings: &mpsc::Sender<Readi
         let reading = tokio::select! {
             () = sleep_until(next) => {
                 next = Instant::now() + interval;
-                Some(Reading::Redis(snapshot(&mut connection).await?))
+                Some(Reading::Redis(everything(&mut connection, readings).await?))
             }
             push = pushed.recv() => match push {
                 Some(push) if push.kind == PushKind::Message => changed(&mut connection, &push).await?,
@@ -75,8 +76,32 @@ fn lost() -> RedisError {
     RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionAborted))
 }
 
+/// Reads every entry, and hands them on by pages. Returns whose there are.
+async fn everything(
+    connection: &mut MultiplexedConnection,
+    readings: &mpsc::Sender<Reading>,
+) -> Result<BTreeSet<ServerId>, RedisError> {
+    let mut found = BTreeSet::new();
+    for servers in servers(connection).await?.chunks(PAGE) {
+        let entries = entries(connection, servers).await?;
+        found.extend(entries.iter().map(|(server, _)| server.clone()));
+        // Nobody listens any more: what follows will say so.
+        let _ = readings.send(Reading::Page(Source::Redis, entries)).await;
+    }
+    Ok(found)
+}
+
 /// Reads every entry.
 pub(crate) async fn snapshot(connection: &mut MultiplexedConnection) -> Result<Vec<(ServerId, String)>, RedisError> {
+    let mut all = Vec::new();
+    for servers in servers(connection).await?.chunks(PAGE) {
+        all.append(&mut entries(connection, servers).await?);
+    }
+    Ok(all)
+}
+
+/// The servers that have an entry.
+async fn servers(connection: &mut MultiplexedConnection) -> Result<Vec<ServerId>, RedisError> {
     let mut servers: Vec<ServerId> = Vec::new();
     let mut cursor = 0_u64;
     loop {
@@ -101,14 +126,20 @@ pub(crate) async fn snapshot(connection: &mut MultiplexedConnection) -> Result<V
     // A scan may return a key twice.
     servers.sort();
     servers.dedup();
-    let mut entries = Vec::with_capacity(servers.len());
-    for servers in servers.chunks(STEP) {
-        let keys: Vec<String> = servers.iter().map(redis_key).collect();
-        let values: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(keys).query_async(connection).await?;
-        let found = servers.iter().cloned().zip(values);
-        entries.extend(found.filter_map(|(server, value)| Some((server, text(value?)))));
-    }
-    Ok(entries)
+    Ok(servers)
+}
+
+/// The entries of some servers; one that is gone meanwhile is left out.
+async fn entries(
+    connection: &mut MultiplexedConnection,
+    servers: &[ServerId],
+) -> Result<Vec<(ServerId, String)>, RedisError> {
+    let keys: Vec<String> = servers.iter().map(redis_key).collect();
+    let values: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(keys).query_async(connection).await?;
+    let found = servers.iter().cloned().zip(values);
+    Ok(found
+        .filter_map(|(server, value)| Some((server, text(value?))))
+        .collect())
 }
 
 async fn changed(connection: &mut MultiplexedConnection, push: &PushInfo) -> Result<Option<Reading>, RedisError> {
