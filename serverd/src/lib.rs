@@ -27,6 +27,7 @@ pub mod masters;
 pub mod metrics;
 pub mod name_key;
 pub mod office;
+pub mod orphans;
 pub mod pause;
 pub mod peers;
 pub mod pki;

@@ -1,7 +1,7 @@
 //! Watching devices' sessions: carries out what the lease machine decides, and looks for sessions it does not know.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rssh_proto::audit::Event;
@@ -11,6 +11,7 @@ use rssh_proto::{Epoch, TunnelId};
 use tokio::sync::mpsc;
 
 use crate::lease::{Command, Leases, Terms};
+use crate::orphans::Strangers;
 use crate::process::{self, Process, end_session};
 use crate::server::Server;
 use crate::store::{StoreError, Tunnel};
@@ -247,12 +248,13 @@ pub async fn evictions(server: Arc<Server>) {
 
 /// Looks for what the watcher cannot tell, for ever: listeners and sessions without a lease, idle tunnels.
 pub async fn sweep(server: Arc<Server>) {
+    let strangers = Arc::new(Mutex::new(Strangers::default()));
     loop {
         let looked = {
-            let server = server.clone();
+            let (server, strangers) = (server.clone(), strangers.clone());
             tokio::task::spawn_blocking(move || {
                 let (began, since) = (processor_time(), Instant::now());
-                let looked = look(&server);
+                let looked = look(&server, &mut strangers.lock().unwrap_or_else(PoisonError::into_inner));
                 server.metrics.look.note(since.elapsed());
                 looked.map(|()| processor_time().saturating_sub(began))
             })
@@ -294,7 +296,7 @@ async fn evict(server: &Arc<Server>) {
     }
 }
 
-fn look(server: &Arc<Server>) -> io::Result<()> {
+fn look(server: &Arc<Server>, strangers: &mut Strangers) -> io::Result<()> {
     let address = server.config.sshd.address;
     let stray = sock_diag::listeners(address)?
         .into_iter()
@@ -305,9 +307,10 @@ fn look(server: &Arc<Server>) -> io::Result<()> {
         end_unknown(server, process::of_user(server.session_uid));
     }
     // A child whose monitor has died belongs to the system's first process.
-    let orphans = process::children(1)
+    let is_ours = |pid| process::owner(pid) == Some(server.session_uid);
+    let orphans = strangers
+        .handle_children(&process::children(1), is_ours, Instant::now())
         .into_iter()
-        .filter(|pid| process::owner(*pid) == Some(server.session_uid))
         .filter_map(|pid| process::stat(pid).map(|stat| stat.process))
         .collect();
     end_unknown(server, orphans);
