@@ -3,6 +3,7 @@
 //! Other work on the machine hits both sides of a ratio alike; its load is noted beside each figure. Nothing is asserted:
 //! the table says what was reached.
 
+pub mod broker;
 pub mod byhand;
 pub mod connection;
 pub mod control;
@@ -11,11 +12,13 @@ pub mod crowd;
 pub mod delay;
 pub mod device;
 pub mod helper;
+pub mod inside;
 mod leases;
 pub mod login;
 pub mod memory;
 pub mod open;
 pub mod peers;
+pub mod quiet;
 pub mod results;
 pub mod rig;
 pub mod route;
@@ -70,6 +73,9 @@ enum Inner {
     /// Be users and devices that open tunnels
     #[command(hide = true)]
     Control(control::Args),
+    /// Be devices that idle
+    #[command(hide = true)]
+    Idle(broker::Args),
 }
 
 /// What the command line may tune.
@@ -86,6 +92,7 @@ struct Group {
     measure: fn(&mut Rig, Tuning) -> Result<Vec<Figure>>,
 }
 
+/// In this order: first what is measured by the clock, then what fills the machine and leaves it busy.
 const GROUPS: &[Group] = &[
     Group {
         name: "open",
@@ -117,6 +124,10 @@ const GROUPS: &[Group] = &[
         measure: |rig, _| route::measure_lookup(rig),
     },
     Group {
+        name: "peers",
+        measure: |rig, _| peers::measure(rig),
+    },
+    Group {
         name: "routes",
         measure: |rig, _| route::measure_changes(rig),
     },
@@ -125,12 +136,12 @@ const GROUPS: &[Group] = &[
         measure: |rig, _| servers::measure(rig),
     },
     Group {
-        name: "leases",
-        measure: |rig, _| leases::measure(rig),
+        name: "broker",
+        measure: |rig, _| broker::measure(rig),
     },
     Group {
-        name: "peers",
-        measure: |rig, _| peers::measure(rig),
+        name: "leases",
+        measure: |rig, _| leases::measure(rig),
     },
     // Labs of their own.
     Group {
@@ -164,6 +175,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(Inner::Worker) => return worker::serve(),
         Some(Inner::HoldLeases) => return leases::hold(),
         Some(Inner::Control(args)) => return control::serve(&args),
+        Some(Inner::Idle(args)) => return broker::serve(&args),
         None => {}
     }
     if let Some(unknown) = args
@@ -198,6 +210,10 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Measures a group; one that fails is missing, and loses the rig, since what is left of it would disturb the next.
 fn measure(group: &Group, rig: &mut Option<Rig>, tuning: Tuning) -> Vec<Figure> {
+    // What the group before has left the kernel and the database to do is not this one's.
+    if !quiet::wait() {
+        eprintln!("         {} begins while others are at work", group.name);
+    }
     let (begin, load_before) = (Instant::now(), load());
     let measured = match rig.take().map_or_else(Rig::up, Ok) {
         Ok(up) => (group.measure)(rig.insert(up), tuning),

@@ -34,21 +34,43 @@ use crate::{Lab, files, process, run};
 
 /// How many servers there are in the end, with the lab's own.
 const SERVERS: u32 = 1000;
-/// What each announces in the end: 60 million leases in all.
-const TUNNELS: u32 = 60_000;
+/// What each announces: nothing, then its share of six million leases, and last as many as a large one can hold, which needs
+/// both of its ssh addresses; and with a door for HTTPS.
+const EMPTY: Announced = Announced {
+    tunnels: 0,
+    capacity: 7000,
+    https: false,
+};
+const HELD: Announced = Announced { tunnels: 6000, ..EMPTY };
+const LARGE: Announced = Announced {
+    tunnels: 60_000,
+    capacity: 61_000,
+    https: true,
+};
 /// Where they say that they answer; the lab's own servers have other ports.
 const HEALTH: u16 = 8122;
 const SSH: [u16; 2] = [2291, 2292];
+const HTTPS: u16 = 8123;
 /// How long an entry stays in Redis.
 const TTL: Duration = Duration::from_secs(600);
 /// How long routerd and HAProxy may take to learn of them all.
 const LEARNS: Duration = Duration::from_secs(300);
+/// The same for loads, which no state of HAProxy's says it has learnt.
+const LEARNS_LOADS: Duration = Duration::from_secs(5);
 /// How often they beat: four times in the time to live that the lab's servers go by.
 const BEATS: Duration = Duration::from_millis(1250);
 /// How many threads answer health checks; there are thousands in a second.
 const ANSWERING: usize = 4;
 /// Connections that do nothing: fewer than HAProxy lets one source begin in ten seconds.
 const IDLE: usize = 2000;
+
+/// What a server says of itself that is not the same for all.
+#[derive(Debug, Clone, Copy)]
+struct Announced {
+    tunnels: u32,
+    capacity: u32,
+    https: bool,
+}
 
 /// A server that is there in the registry only.
 struct Registered {
@@ -80,38 +102,66 @@ pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
 
 fn measured(lab: &Lab, fleet: &Fleet, own: u32, [routerd, haproxy]: [f64; 2]) -> Result<Vec<Figure>> {
     fleet.answer(lab)?;
-    let begin = Instant::now();
-    fleet.register(lab, 1, 0)?;
-    let all_up = || router::servers_up(lab.dir()).is_ok_and(|up| up == SERVERS as usize);
-    ensure!(
-        process::wait(LEARNS, all_up),
-        "HAProxy sees {:?} of {SERVERS} servers up after {} s",
-        router::servers_up(lab.dir()),
-        LEARNS.as_secs()
-    );
+    let up = || router::addresses_up(lab.dir());
+    let (there, begin) = (up()?, Instant::now());
+    fleet.register(lab, 1, EMPTY)?;
+    let learn = |each: u32| {
+        let wanted = there + (each * (SERVERS - own)) as usize;
+        let learnt = process::wait(LEARNS, || up().is_ok_and(|up| up >= wanted));
+        ensure!(
+            learnt,
+            "HAProxy sees {:?} of {wanted} addresses up after {} s",
+            up(),
+            LEARNS.as_secs()
+        );
+        Ok(())
+    };
+    learn(1)?;
     let learnt = begin.elapsed();
-    let empty = rested(lab)?;
-    // The same servers with all of their leases.
-    fleet.register(lab, 2, TUNNELS)?;
-    thread::sleep(Duration::from_secs(5));
-    let full = rested(lab)?;
     let added = f64::from(SERVERS - own);
-    let (grown, leases) = ((full - routerd - haproxy) / added, (full - empty) / added);
-    let routerd = (part(lab, "routerd")? - routerd) / added;
+    // What is there for each now: routerd's, and all of it.
+    let each = || -> Result<[f64; 2]> {
+        let all = rested(lab)?;
+        let own = part(lab, "routerd")?;
+        Ok([(own - routerd) / added, (all - routerd - haproxy) / added])
+    };
+    let empty = each()?;
+    // The same servers with all of their leases.
+    fleet.register(lab, 2, HELD)?;
+    thread::sleep(LEARNS_LOADS);
+    let held = each()?;
+    // Large ones are empty at first too, when they weigh most.
+    fleet.register(lab, 3, Announced { tunnels: 0, ..LARGE })?;
+    learn(3)?;
+    fleet.register(lab, 4, LARGE)?;
+    thread::sleep(LEARNS_LOADS);
+    let large = each()?;
 
     let idle = idle_connections(lab)?;
     Ok(vec![
         Figure::amount(
             "router_state_bytes_per_server",
             Reach::AtMost(16_384.0),
-            &[grown],
+            &[held[1]],
             format!(
                 "bytes that the PSS of routerd and HAProxy (both of its processes) grows by for each server from {own} to \
-                 {SERVERS} in Redis and PostgreSQL, with two ssh addresses each and their health checks; {} of them are \
-                 routerd's, and {} have come since each announces {TUNNELS} leases and not none; learnt in {:.1} s",
-                number(routerd),
-                number(leases),
+                 {SERVERS} in Redis and PostgreSQL, with health checks; {} of them are routerd's, and {} have come since each \
+                 announces {} leases and not none; learnt in {:.1} s",
+                number(held[0]),
+                number(held[1] - empty[1]),
+                HELD.tunnels,
                 learnt.as_secs_f64()
+            ),
+        ),
+        Figure::amount(
+            "router_state_bytes_per_large_server",
+            Reach::None,
+            &[large[1]],
+            format!(
+                "the same where each announces {} leases, which takes two ssh addresses, and an address for HTTPS: three \
+                 servers of HAProxy's pools for each; {} of them are routerd's",
+                LARGE.tunnels,
+                number(large[0])
             ),
         ),
         Figure::amount(
@@ -253,7 +303,7 @@ impl Fleet {
                 }
             });
         }
-        for port in SSH {
+        for port in SSH.into_iter().chain([HTTPS]) {
             let sshd = listen(port)??;
             thread::spawn(move || {
                 let mut held = Vec::new();
@@ -267,7 +317,7 @@ impl Fleet {
     }
 
     /// Writes what each says of itself, as serverd does at every heartbeat.
-    fn register(&self, lab: &Lab, counter: u64, tunnels: u32) -> Result<()> {
+    fn register(&self, lab: &Lab, counter: u64, announced: Announced) -> Result<()> {
         let mut commands = String::new();
         for server in &self.all {
             let address = server_address(server.n);
@@ -278,10 +328,10 @@ impl Fleet {
                 address: address.into(),
                 ssh: SSH.map(at).to_vec(),
                 health: at(HEALTH),
-                https: None,
+                https: announced.https.then(|| at(HTTPS)),
                 state: ServerState::Serving,
-                capacity: TUNNELS + 1000,
-                tunnels,
+                capacity: announced.capacity,
+                tunnels: announced.tunnels,
                 load: 0.1,
                 generation: Generation(1),
                 instance: format!("{:032x}", server.n).parse()?,

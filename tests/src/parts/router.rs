@@ -194,28 +194,42 @@ pub fn servers_up_at(root: &Path, n: u32) -> Result<usize> {
     Ok(count_up(&table))
 }
 
-/// Counts the distinct servers that are up in the table of `show stat` (management guide, 9.1).
+/// How many addresses of servers HAProxy 1 leads to now, for ssh and for HTTPS.
+///
+/// # Errors
+/// When it does not answer.
+pub fn addresses_up(root: &Path) -> Result<usize> {
+    let table = setup::ask_haproxy(root, &admin_socket(1), "show stat -1 4 -1")?;
+    Ok(up(&table, "sshd").len() + up(&table, "https").len())
+}
+
+/// Counts the distinct servers that are up in the table of `show stat`.
 fn count_up(table: &str) -> usize {
-    let mut lines = table.lines();
-    let header = lines.next().unwrap_or_default().trim_start_matches("# ");
-    let column = |name: &str| header.split(',').position(|field| field == name);
-    let (Some(pool), Some(server), Some(status)) = (column("pxname"), column("svname"), column("status")) else {
-        return 0;
-    };
-    let mut up: Vec<&str> = lines
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split(',').collect();
-            // Brokers are servers of HAProxy's too.
-            let lands = fields.get(pool).is_some_and(|pool| *pool == "sshd");
-            let is_up = lands && fields.get(status).is_some_and(|status| status.starts_with("UP"));
-            // One server has a row for each port of its sshd: s1_0, s1_1.
-            let name = fields.get(server)?.split('_').next();
-            is_up.then_some(name)?
-        })
+    // One server has a row for each port of its sshd: s1_0, s1_1.
+    let mut up: Vec<&str> = up(table, "sshd")
+        .into_iter()
+        .filter_map(|name| name.split('_').next())
         .collect();
     up.sort_unstable();
     up.dedup();
     up.len()
+}
+
+/// The servers of one of HAProxy's pools that are up in the table of `show stat` (management guide, 9.1).
+fn up<'a>(table: &'a str, of: &str) -> Vec<&'a str> {
+    let mut lines = table.lines();
+    let header = lines.next().unwrap_or_default().trim_start_matches("# ");
+    let column = |name: &str| header.split(',').position(|field| field == name);
+    let (Some(pool), Some(server), Some(status)) = (column("pxname"), column("svname"), column("status")) else {
+        return Vec::new();
+    };
+    lines
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split(',').collect();
+            let is_up = fields.get(status)?.starts_with("UP");
+            (*fields.get(pool)? == of && is_up).then_some(*fields.get(server)?)
+        })
+        .collect()
 }
 
 #[cfg(test)]

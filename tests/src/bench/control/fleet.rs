@@ -43,6 +43,13 @@ pub struct Device {
     pub events: mpsc::Receiver<Event>,
 }
 
+/// A device that has yet to connect.
+pub struct Enrolled {
+    id: DeviceId,
+    key: PublicKey,
+    identity: Identity,
+}
+
 /// Makes identities.
 pub struct Registrar<'a> {
     office: Office,
@@ -95,11 +102,29 @@ impl<'a> Registrar<'a> {
     /// # Errors
     /// When a step of the enrolment fails, or the session does not come up.
     pub async fn device(&mut self, n: u32) -> Result<Device> {
-        let id: DeviceId = format!("device-{n}").parse()?;
+        let enrolled = self.enrol(&format!("device-{n}")).await?;
+        self.connect_device(enrolled).await
+    }
+
+    /// A device that the servers and the broker know of.
+    ///
+    /// # Errors
+    /// When a step of the enrolment fails.
+    pub async fn enrol(&mut self, name: &str) -> Result<Enrolled> {
+        let id: DeviceId = name.parse()?;
         let key = ssh_key()?;
         self.office.store.add_device(&id, &key).await?;
         let identity = self.identity(Domain::Devices, id.as_str()).await?;
         self.administrator.admit(&Who::Device(id.clone())).await?;
+        Ok(Enrolled { id, key, identity })
+    }
+
+    /// The device, connected.
+    ///
+    /// # Errors
+    /// When the session does not come up.
+    pub async fn connect_device(&self, enrolled: Enrolled) -> Result<Device> {
+        let Enrolled { id, key, identity } = enrolled;
         let orders = [Topic::DeviceOpen(id.clone()), Topic::DeviceClose(id.clone())];
         let (session, events) = self.connect(&identity, id.as_str(), &orders).await?;
         let instance = InstanceId::generate();

@@ -10,9 +10,7 @@ pub mod run;
 pub mod standin;
 pub mod tally;
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
-use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub use run::{Args, Ran, serve};
 
+use super::inside::Inside;
 use super::results::{Figure, Reach};
 use super::stats::{median, quantile, spread};
 use crate::cgroup::Group;
@@ -64,10 +63,7 @@ const PARTS: [(&str, &[&str]); 4] = [
 ];
 
 /// The generator at work in a lab.
-pub struct Generator {
-    child: Child,
-    answers: BufReader<std::process::ChildStdout>,
-}
+pub struct Generator(Inside);
 
 impl Generator {
     /// Starts it; returns once its fleet is connected and has warmed up.
@@ -90,17 +86,15 @@ impl Generator {
         for (name, number) in numbers {
             command.args([name, &number.to_string()]);
         }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let answers = BufReader::new(child.stdout.take().context("the generator has no output")?);
-        let mut generator = Self { child, answers };
-        let said = generator.hear()?;
+        let mut inside = Inside::start(command)?;
+        let said = inside.hear()?;
         ensure!(said == "ready", "the generator does not come up: {said}");
-        Ok(generator)
+        Ok(Self(inside))
     }
 
-    /// Its process id; the stand-ins are below it.
+    /// Its process id; the stand-ins are below it, and end with it.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.0.pid()
     }
 
     /// Has it open everything.
@@ -108,24 +102,9 @@ impl Generator {
     /// # Errors
     /// When it ends meanwhile.
     pub fn run(&mut self) -> Result<Ran> {
-        let orders = self.child.stdin.as_mut().context("the generator has no input")?;
-        orders.write_all(b"go\n")?;
-        let said = self.hear()?;
+        self.0.go_on()?;
+        let said = self.0.hear()?;
         serde_json::from_str(&said).with_context(|| format!("the generator says {said:?}"))
-    }
-
-    fn hear(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    }
-}
-
-impl Drop for Generator {
-    fn drop(&mut self) {
-        // No more orders: it ends, and the stand-ins with it.
-        self.child.stdin = None;
-        let _ = self.child.wait();
     }
 }
 

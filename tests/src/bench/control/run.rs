@@ -1,7 +1,6 @@
 //! The generator: simulated users ask, simulated devices answer and land. A process of its own, beside the servers.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,6 +19,7 @@ use rssh_serverd::config::Config;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::super::inside::{say, told};
 use super::fleet::{Device, Registrar};
 use super::logins::{Logins, Server};
 use super::standin::Answer;
@@ -81,18 +81,6 @@ pub fn serve(args: &Args) -> Result<()> {
         say(&serde_json::to_string(&ran)?)?;
         told().await
     })
-}
-
-fn say(line: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{line}")?;
-    Ok(stdout.flush()?)
-}
-
-/// Waits for a line, or the end of all lines.
-async fn told() -> Result<()> {
-    tokio::task::spawn_blocking(|| std::io::stdin().lock().read_line(&mut String::new())).await??;
-    Ok(())
 }
 
 /// The simulated fleet.
