@@ -3,6 +3,25 @@
 //! Nothing here does input or output. Text from outside becomes one of these types at the edge, or an error that
 //! says what was wrong with it; past the edge nothing travels as a bare `String`.
 
+/// Has serde read and write a type as its text: what `#[serde(try_from = "String", into = "String")]` asks for.
+macro_rules! as_text {
+    ($type:ty) => {
+        impl TryFrom<String> for $type {
+            type Error = <Self as std::str::FromStr>::Err;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+
 pub mod audit;
 pub mod claim;
 pub mod duration;

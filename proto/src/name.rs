@@ -113,19 +113,7 @@ impl FromStr for ProxyDomain {
     }
 }
 
-impl TryFrom<String> for ProxyDomain {
-    type Error = NameError;
-
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<ProxyDomain> for String {
-    fn from(domain: ProxyDomain) -> String {
-        domain.0
-    }
-}
+as_text!(ProxyDomain);
 
 impl fmt::Display for ProxyDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -93,19 +93,7 @@ impl FromStr for HostPort {
     }
 }
 
-impl TryFrom<String> for HostPort {
-    type Error = TargetError;
-
-    fn try_from(text: String) -> Result<Self, TargetError> {
-        text.parse()
-    }
-}
-
-impl From<HostPort> for String {
-    fn from(address: HostPort) -> String {
-        address.to_string()
-    }
-}
+as_text!(HostPort);
 
 impl From<std::net::SocketAddr> for HostPort {
     /// Port 0 is not an address anyone can dial; it becomes 1 (tcpmux), where nothing listens.
@@ -177,19 +165,7 @@ impl FromStr for Target {
     }
 }
 
-impl TryFrom<String> for Target {
-    type Error = TargetError;
-
-    fn try_from(text: String) -> Result<Self, TargetError> {
-        text.parse()
-    }
-}
-
-impl From<Target> for String {
-    fn from(target: Target) -> String {
-        target.to_string()
-    }
-}
+as_text!(Target);
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -223,19 +199,7 @@ impl FromStr for TargetName {
     }
 }
 
-impl TryFrom<String> for TargetName {
-    type Error = TargetError;
-
-    fn try_from(text: String) -> Result<Self, TargetError> {
-        text.parse()
-    }
-}
-
-impl From<TargetName> for String {
-    fn from(name: TargetName) -> String {
-        name.0
-    }
-}
+as_text!(TargetName);
 
 impl fmt::Display for TargetName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -50,19 +50,7 @@ impl FromStr for HttpsUrl {
     }
 }
 
-impl TryFrom<String> for HttpsUrl {
-    type Error = UrlError;
-
-    fn try_from(text: String) -> Result<Self, UrlError> {
-        text.parse()
-    }
-}
-
-impl From<HttpsUrl> for String {
-    fn from(url: HttpsUrl) -> String {
-        url.to_string()
-    }
-}
+as_text!(HttpsUrl);
 
 impl fmt::Display for HttpsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -27,7 +27,7 @@ use rssh_mqtt::Way;
 use rssh_mqtt::dial::{DialError, dial_any};
 use rssh_mqtt::proxy::Proxies;
 use rssh_proto::claim::Claimed;
-use rssh_proto::{Failure, FailureKind, HostPort, Target, TunnelId};
+use rssh_proto::{Account, Failure, FailureKind, HostPort, Target, TunnelId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -37,51 +37,6 @@ use changes::Changes;
 use fault::Fault;
 use log::Log;
 use master::{Did, Master};
-
-/// The account to log in as: safe in argv.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Account(String);
-
-impl TryFrom<String> for Account {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Account> for String {
-    fn from(account: Account) -> Self {
-        account.0
-    }
-}
-
-impl std::str::FromStr for Account {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let valid = (1..=32).contains(&text.len())
-            && text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(format!(
-                "not an account: {}; use a-z, 0-9, - and _",
-                rssh_proto::text::quoted(text, 40)
-            ))
-        }
-    }
-}
-
-impl AsRef<str> for Account {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
 
 /// What one ssh is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +48,7 @@ pub struct Landing {
     /// Load balancers to try when that one does not answer.
     #[serde(default)]
     pub other_lbs: Vec<HostPort>,
+    /// The account to log in as.
     pub account: Account,
     /// Where the remote forward leads, as the device sees it.
     pub to: Endpoint,
@@ -332,20 +288,5 @@ fn lost() -> Ended {
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
         Self::new(FailureKind::SshFailed, fault.reason)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_account_cannot_be_an_option() {
-        for good in ["rssh-tunnel", "_sshd", "a1"] {
-            assert!(good.parse::<Account>().is_ok(), "{good}");
-        }
-        for bad in ["", "-oProxyCommand=x", "a b", "a\n", "A", "a;b", &"a".repeat(33)] {
-            assert!(bad.parse::<Account>().is_err(), "{bad:?}");
-        }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use rssh_proto::id::IdError;
 use rssh_proto::payload::{CloseOrder, DeviceEventKind, OpenOrder, PortHint};
-use rssh_proto::{Epoch, Failure, FailureKind, Target};
+use rssh_proto::{Account, Epoch, Failure, FailureKind, Target};
 
 use super::{Attempt, Command, SSH_PORT, State, Then, Tunnel, Tunnels};
-use crate::ssh::{Account, Endpoint, Landing};
+use crate::ssh::{Endpoint, Landing};
 
 impl Tunnels {
     /// Takes an order to open a tunnel; every order is answered by an event, repeated ones by the same again.
@@ -69,7 +70,7 @@ impl Tunnels {
         let account: Account = order
             .ssh_user
             .parse()
-            .map_err(|error| Failure::new(FailureKind::BadRequest, error))?;
+            .map_err(|error: IdError| Failure::new(FailureKind::BadRequest, error.to_string()))?;
         let busy = self
             .tunnels
             .iter()
