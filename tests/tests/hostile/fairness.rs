@@ -104,18 +104,20 @@ fn a_tenant_at_its_limit_hears_when_to_come_back_and_leaves_others_alone() {
         });
         scope.spawn(|| peer.pour(&format!("rssh/v1/user/{greedy}/request"), flood));
         let measure = |is_flooding: bool| {
-            let before = full.load(Ordering::Relaxed);
+            let refused = || [&full, &fast].map(|refusals| refusals.load(Ordering::Relaxed));
+            let before = refused();
             flooding.store(is_flooding, Ordering::Relaxed);
             if is_flooding {
-                within(PROMPTLY, "the greedy one is refused", || {
-                    full.load(Ordering::Relaxed) > before
+                // What it had saved up while nothing came is spent.
+                within(PROMPTLY, "the greedy one is refused for each of its limits", || {
+                    refused().iter().zip(before).all(|(now, before)| *now > before)
                 });
             } else {
                 // What is still in the lines is worked off: nothing comes for a while.
                 within(PROMPTLY, "the flood runs dry", || {
-                    let before = full.load(Ordering::Relaxed) + fast.load(Ordering::Relaxed);
+                    let before = refused();
                     thread::sleep(Duration::from_millis(200));
-                    before == full.load(Ordering::Relaxed) + fast.load(Ordering::Relaxed)
+                    before == refused()
                 });
             }
             opens(&lab, quiet, "device-53")
