@@ -142,12 +142,15 @@ fn carried(rig: &mut Rig, peer: Peer, key: &'static str) -> Result<Figure> {
         rig.settle()?;
         pairs.ours.push(stream::carry(connection::ours(&rig.lab)?, BYTES)?);
         rig.close()?;
-        peer.begin(rig, 0)?;
-        if peer == Peer::Bore {
-            let argv = peer::stream_by_bore(rig)?;
-            rig.device.succeed(&argv)?;
-        }
-        peer.opened(&rig.lab, 0)?;
+        let begin = |rig: &mut Rig| match peer {
+            // A client of its own for each tunnel.
+            Peer::Bore => {
+                let argv = peer::stream_by_bore(rig)?;
+                rig.device.succeed(&argv).map(drop)
+            }
+            _ => peer.begin(rig, 0),
+        };
+        begin(rig)?;
         // The tunnel to that port may come a moment later, and drop whoever is too early.
         let limit = Instant::now() + OPENS_WITHIN;
         let carried = loop {
@@ -155,11 +158,10 @@ fn carried(rig: &mut Rig, peer: Peer, key: &'static str) -> Result<Figure> {
             if carried.is_ok() || Instant::now() > limit {
                 break carried?;
             }
+            thread::sleep(Duration::from_millis(250));
             if peer == Peer::Bore {
                 // Its server may still have had the port for the client before, and then this one has ended.
-                thread::sleep(Duration::from_millis(250));
-                let argv = peer::stream_by_bore(rig)?;
-                rig.device.succeed(&argv)?;
+                begin(rig)?;
             }
         };
         pairs.theirs.push(carried);
