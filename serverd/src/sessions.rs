@@ -20,7 +20,7 @@ use crate::{sock_diag, sshd};
 /// How often evictions, unknown sessions and idle tunnels are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
 /// A look at the kernel's tables may take at most one part in this many of a processor: on a full server it is long.
-const LOOK_SHARE: u32 = 50;
+const LOOK_SHARE: u32 = 200;
 /// The longest pause between two looks, however long one takes.
 const LOOK_MOST: Duration = Duration::from_secs(5);
 /// How long after the database refused what a session's end has to leave there it is told again.
