@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -24,16 +24,17 @@ use tokio_rustls::TlsConnector;
 use crate::dial::dial;
 use crate::identity::{Identity, IdentityError};
 use crate::proxy::Proxies;
+use crate::session::jittered;
 use crate::verify::Pinned;
 
 /// How long a connection, and an answer, may take.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// The largest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
-/// How often a busy server, or one that cannot do it, is left for another.
-const TRIES: u32 = 12;
-/// The pause before that.
-const PAUSE: Duration = Duration::from_millis(300);
+/// For how long a busy server, or one that cannot do it, is left for another.
+const ELSEWHERE: Duration = Duration::from_secs(20);
+/// The longest pause before that.
+const PAUSE: Duration = Duration::from_millis(600);
 
 /// Whom the client trusts, and what it shows.
 pub struct Client {
@@ -120,14 +121,15 @@ impl Client {
     /// # Errors
     /// When no server answers, or the answer is no success.
     pub async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, Failure> {
-        let mut tries = 1;
+        let until = Instant::now() + ELSEWHERE;
         loop {
             let answer = async { self.connect().await?.post(path, body).await }.await;
             match answer {
-                Err(failure) if failure.kind == FailureKind::Busy && tries < TRIES => tries += 1,
+                Err(failure) if failure.kind == FailureKind::Busy && Instant::now() < until => {}
                 other => return other,
             }
-            tokio::time::sleep(PAUSE).await;
+            // Servers take turns. Clients that all come back after the same pause could meet the same one each time.
+            tokio::time::sleep(jittered(PAUSE)).await;
         }
     }
 

@@ -10,7 +10,7 @@ use rssh_serverd::config::Config;
 
 use super::control::fleet::Registrar;
 use super::inside::{Inside, say, told};
-use super::memory;
+use super::memory::{self, KIB};
 use super::results::{Figure, Reach, number};
 use super::rig::Rig;
 use crate::Lab;
@@ -21,7 +21,6 @@ use crate::place::Place;
 const DEVICES: u32 = 1000;
 /// How long the broker has to come to rest.
 const RESTS: Duration = Duration::from_secs(3);
-const KIB: f64 = 1024.0;
 
 /// The devices, which are a process of their own.
 #[derive(Debug, Clone, Parser)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::byhand::Client;
-use super::memory;
+use super::memory::{self, KIB};
 use super::results::{Figure, Reach};
 use super::rig::{BUSY, IDLE, Rig};
 use super::stats::median;
@@ -123,13 +123,13 @@ pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
         rig.open()?;
         let after = traffic(&rig.lab, BUSY)?;
         rig.close()?;
-        opens.push((after - before) as f64 / 1024.0);
+        opens.push((after - before) as f64 / KIB);
     }
     let mut by_hand_bytes = Vec::new();
     for _ in 0..3 {
         let before = traffic(&rig.lab, BUSY)?;
         rig.open_by_hand(Client::Default, "localhost:22")?;
-        by_hand_bytes.push((traffic(&rig.lab, BUSY)? - before) as f64 / 1024.0);
+        by_hand_bytes.push((traffic(&rig.lab, BUSY)? - before) as f64 / KIB);
         rig.close_by_hand()?;
     }
 
@@ -137,7 +137,7 @@ pub fn measure(rig: &mut Rig) -> Result<Vec<Figure>> {
     process::wait(WATCHED, || rig.idle.since.elapsed() >= WATCHED);
     let watched = rig.idle.since.elapsed().as_secs_f64();
     let bytes = ip_traffic(&rig.lab, IDLE)? - rig.idle.before;
-    let per_day = bytes as f64 / watched * 86_400.0 / 1024.0;
+    let per_day = bytes as f64 / watched * 86_400.0 / KIB;
     Ok(vec![
         Figure::amount(
             "agent_idle_pss_mib",

@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use crate::files;
 use crate::process::Process;
 
-const KIB: f64 = 1024.0;
+/// Bytes.
+pub const KIB: f64 = 1024.0;
 
 /// Proportional set size in bytes: what a process has alone, and its share of what it has with others (proc(5)).
 ///

@@ -23,7 +23,7 @@ use rssh_serverd::registry::Signer;
 use rssh_serverd::store::Store;
 use tokio::runtime::Runtime;
 
-use super::memory;
+use super::memory::{self, KIB};
 use super::results::{Figure, Reach, number};
 use super::rig::Rig;
 use crate::component::Record;
@@ -230,7 +230,7 @@ fn idle_connections(lab: &Lab) -> Result<(f64, f64)> {
         Ok(connections)
     })??;
     let (grown, kernels) = (rested(lab)? - before, memory::kernels()? - kernel);
-    let each = |bytes: f64| bytes / connections.len() as f64 / 1024.0;
+    let each = |bytes: f64| bytes / connections.len() as f64 / KIB;
     Ok((each(grown), each(kernels)))
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::crowd::{Crowd, Opened, Takes};
+use super::memory::KIB;
 use super::results::{Figure, Reach, number};
 
 /// How many agents hold them, and how many servers.
@@ -14,10 +15,9 @@ const SERVERS: u32 = 2;
 /// How many are opened before the next look at what is left.
 const STEP: u32 = 500;
 /// How much memory is to be left, in bytes: the machine has others to serve.
-const RESERVE: f64 = 1.5 * 1024.0 * 1024.0 * 1024.0;
+const RESERVE: f64 = 1.5 * KIB * KIB * KIB;
 /// How long nobody does anything while serverd's processor time is counted.
 const IDLE: Duration = Duration::from_secs(20);
-const KIB: f64 = 1024.0;
 /// What a tunnel is on the servers' side, and on the devices'.
 const SERVERS_SIDE: &[&str] = &["sshd", "serverd", "haproxy"];
 const DEVICES_SIDE: &[&str] = &["agentd"];

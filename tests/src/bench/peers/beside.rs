@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::super::memory;
+use super::super::memory::{self, KIB};
 use super::super::results::{Figure, Reach, number};
 use super::super::rig::Rig;
 use super::super::stats::Pairs;
 use super::super::{connection, stream};
+use super::OPENS;
 use super::peer::{self, MORE, OPENS_WITHIN, Peer, TO_STREAM};
-use super::{KIB, OPENS};
 use crate::Lab;
 
 /// How often each carries a stream, and how many bytes.

@@ -19,7 +19,6 @@ use peer::Peer;
 
 /// How often each opens.
 const OPENS: usize = 5;
-const KIB: f64 = 1024.0;
 
 /// Measures each peer that is installed; one that is not, or that fails, is reported.
 ///
