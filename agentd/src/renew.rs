@@ -61,36 +61,24 @@ async fn recover_by(config: &Config, url: &HttpsUrl, key: &Path) -> Result<(), F
     let client = Client::anonymous(url.clone(), roots)
         .map_err(|error| Failure::new(FailureKind::Configuration, error.to_string()))?
         .by(proxies(config)?);
-    // A challenge is one server's: another, which does not issue, says so and is left.
-    let mut tries = 0;
-    let renewed: Renewed = loop {
-        let mut connection = client.connect().await?;
-        let asked = ChallengeRequest {
-            device: config.device.clone(),
-        };
-        let challenge = match connection.post::<Challenge>("/v1/recover/challenge", &asked).await {
-            Ok(answer) => answer.challenge,
-            Err(failure) if failure.kind == FailureKind::Busy && tries < 10 => {
-                tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-                continue;
-            }
-            Err(failure) => return Err(failure),
-        };
-        let signature = sign(config, key, &recovery_text(&config.device, &challenge, &csr)).map_err(|error| {
-            Failure::new(
-                FailureKind::Configuration,
-                format!("cannot sign by ssh-keygen: {error:#}"),
-            )
-        })?;
-        let answer = Recover {
-            device: config.device.clone(),
-            csr: csr.clone(),
-            challenge,
-            signature,
-        };
-        break connection.post("/v1/recover", &answer).await?;
+    let asked = ChallengeRequest {
+        device: config.device.clone(),
     };
+    // A challenge is one server's: another, which does not issue, says so and is left.
+    let (Challenge { challenge }, mut connection) = client.begin("/v1/recover/challenge", &asked).await?;
+    let signature = sign(config, key, &recovery_text(&config.device, &challenge, &csr)).map_err(|error| {
+        Failure::new(
+            FailureKind::Configuration,
+            format!("cannot sign by ssh-keygen: {error:#}"),
+        )
+    })?;
+    let answer = Recover {
+        device: config.device.clone(),
+        csr,
+        challenge,
+        signature,
+    };
+    let renewed: Renewed = connection.post("/v1/recover", &answer).await?;
     renewal::replace(&files, &renewed.certificate)
 }
 

@@ -121,10 +121,27 @@ impl Client {
     /// # Errors
     /// When no server answers, or the answer is no success.
     pub async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, Failure> {
+        let (answer, _) = self.begin(path, body).await?;
+        Ok(answer)
+    }
+
+    /// The same, with the connection to the server that has answered, for what has to come to that one.
+    ///
+    /// # Errors
+    /// When no server answers, or the answer is no success.
+    pub async fn begin<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<(A, Connection), Failure> {
         let until = Instant::now() + ELSEWHERE;
         loop {
-            let answer = async { self.connect().await?.post(path, body).await }.await;
-            match answer {
+            let exchange = async {
+                let mut connection = self.connect().await?;
+                let answer = connection.post(path, body).await?;
+                Ok::<_, Failure>((answer, connection))
+            };
+            match exchange.await {
                 Err(failure) if failure.kind == FailureKind::Busy && Instant::now() < until => {}
                 other => return other,
             }
