@@ -103,11 +103,12 @@ fn sftp_and_the_older_scp_carry_files() {
 #[test]
 fn ssh_forwards_ports_on_top_of_a_tunnel() {
     let lab = lab();
-    // Each user's programs share the servers' network: ports that nothing else has.
+    // Each user's programs share the servers' network: ports that nothing else has, and below those that the kernel gives
+    // to connections.
     let script = "cd && ssh -M -S forwards -f -N -o ExitOnForwardFailure=yes \
-                  -L 127.0.0.1:39022:localhost:22 -D 127.0.0.1:39080 device-8 && \
-                  curl -s --http0.9 --max-time 20 http://127.0.0.1:39022/ | head -n 1 && \
-                  curl -s --http0.9 --max-time 20 --socks5-hostname 127.0.0.1:39080 http://localhost:22/ | head -n 1; \
+                  -L 127.0.0.1:19022:localhost:22 -D 127.0.0.1:19080 device-8 && \
+                  curl -s --http0.9 --max-time 20 http://127.0.0.1:19022/ | head -n 1 && \
+                  curl -s --http0.9 --max-time 20 --socks5-hostname 127.0.0.1:19080 http://localhost:22/ | head -n 1; \
                   ssh -S forwards -O exit device-8 2>/dev/null";
     let banners = said(&lab, "erin", &["sh", "-c", script]);
     let lines: Vec<&str> = banners.lines().map(str::trim_end).collect();
